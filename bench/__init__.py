@@ -1,0 +1,1 @@
+"""Benchmarks: one program each, run from the repository's root as `python -m bench.NAME`."""

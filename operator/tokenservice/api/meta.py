@@ -1,0 +1,127 @@
+"""The parts of Kubernetes' own objects that the operator reads, as structs for cheap decoding.
+
+Fields that are not named here are skipped by the decoder, never built. Source of the shapes: the Kubernetes API
+reference, meta/v1, apps/v1, core/v1, policy/v1.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Struct(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the read-only structs: camelCase on the wire, defaults omitted."""
+
+
+class OwnerReference(Struct, frozen=True, kw_only=True):
+    kind: str
+    name: str
+    uid: str
+    controller: bool = False
+
+
+class ManagedFieldsEntry(Struct, frozen=True, kw_only=True):
+    manager: str = ""
+    operation: str = ""
+    subresource: str = ""
+    fields_v1: msgspec.Raw = msgspec.field(name="fieldsV1", default_factory=lambda: msgspec.Raw(b"{}"))
+
+
+class ObjectMeta(Struct, frozen=True, kw_only=True):
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    owner_references: tuple[OwnerReference, ...] = ()
+    managed_fields: tuple[ManagedFieldsEntry, ...] = ()
+
+    @property
+    def controller(self) -> OwnerReference | None:
+        """The owner that controls this object, if any."""
+        return next((owner for owner in self.owner_references if owner.controller), None)
+
+
+class Object(Struct, frozen=True, kw_only=True):
+    """An object of which only the metadata matters (Service, PodDisruptionBudget)."""
+
+    metadata: ObjectMeta
+
+
+class Condition(Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """A condition as in meta/v1."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    last_transition_time: str | None = None
+    observed_generation: int = 0
+
+
+class DeploymentSpec(Struct, frozen=True, kw_only=True):
+    replicas: int = 1
+    paused: bool = False
+
+
+class DeploymentStatus(Struct, frozen=True, kw_only=True):
+    observed_generation: int = 0
+    replicas: int = 0
+    updated_replicas: int = 0
+    ready_replicas: int = 0
+    available_replicas: int = 0
+    conditions: tuple[Condition, ...] = ()
+
+
+class Deployment(Struct, frozen=True, kw_only=True):
+    metadata: ObjectMeta
+    spec: DeploymentSpec = DeploymentSpec()
+    status: DeploymentStatus = DeploymentStatus()
+
+
+class ContainerStateWaiting(Struct, frozen=True, kw_only=True):
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerStateTerminated(Struct, frozen=True, kw_only=True):
+    exit_code: int = 0
+    signal: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class ContainerStateRunning(Struct, frozen=True, kw_only=True):
+    started_at: str | None = None
+
+
+class ContainerState(Struct, frozen=True, kw_only=True):
+    waiting: ContainerStateWaiting | None = None
+    running: ContainerStateRunning | None = None
+    terminated: ContainerStateTerminated | None = None
+
+
+class ContainerStatus(Struct, frozen=True, kw_only=True):
+    name: str
+    ready: bool = False
+    restart_count: int = 0
+    state: ContainerState = ContainerState()
+    last_state: ContainerState = ContainerState()
+
+
+class PodStatus(Struct, frozen=True, kw_only=True):
+    phase: str = ""
+    reason: str = ""
+    message: str = ""
+    conditions: tuple[Condition, ...] = ()
+    init_container_statuses: tuple[ContainerStatus, ...] = ()
+    container_statuses: tuple[ContainerStatus, ...] = ()
+
+
+class Pod(Struct, frozen=True, kw_only=True):
+    metadata: ObjectMeta
+    status: PodStatus = PodStatus()

@@ -1,0 +1,1 @@
+"""CondaEnvironment: canonical form and hash, plan, Jobs."""

@@ -1,0 +1,261 @@
+"""The parts of the manager that live as long as it leads: stores, caches, queues and controllers, tied together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from tokenservice.api import names
+from tokenservice.api.environments import CondaEnvironment
+from tokenservice.api.meta import Deployment, Object, ObjectMeta, Pod
+from tokenservice.environments import controller as environments
+from tokenservice.environments import jobs
+from tokenservice.environments.attempts import Job
+from tokenservice.environments.controller import CONDAENVIRONMENTS, HOUSEKEEPING
+from tokenservice.environments.render import Manifest
+from tokenservice.environments.store import Store as EnvironmentStore
+from tokenservice.kube.client import Client, Resource
+from tokenservice.kube.errors import ApiError, Unreachable
+from tokenservice.kube.events import EventRecorder
+from tokenservice.kube.informer import HasMetadata, Informer
+from tokenservice.kube.namespaced import Namespaced
+from tokenservice.options import Options
+from tokenservice.runtime.controller import Controller, Result, Verdict
+from tokenservice.runtime.metrics import Metrics
+from tokenservice.runtime.queue import KeyedQueue
+from tokenservice.services.controller import BUDGETS, DEPLOYMENTS, PODS, SERVICES, TOKENSERVICES, Caches, Reconciler
+from tokenservice.services.failures import pod_failures
+from tokenservice.services.schemas import SchemaSource
+from tokenservice.services.store import Key, Store, decode, read
+from tokenservice.watch import Kind
+
+T = TypeVar("T", bound=HasMetadata)
+
+
+class Parts:
+    """Stores, caches, queues and controllers of one reign, each tied to the others."""
+
+    def __init__(
+        self, options: Options, metrics: Metrics, client: Client, recorder: EventRecorder, *, template: Manifest | None
+    ) -> None:
+        self.schemas = SchemaSource(client)
+        self._options = options
+        self._metrics = metrics
+        self._client = client
+        self.services = Store()
+        self.informers: list[Informer[Any]] = []
+        self.environments = EnvironmentStore(self._environment_changed)
+        self._unreadable: set[Key] = set()
+        """TokenServices of which nobody knows what they use."""
+        self._queue: KeyedQueue[Key] = KeyedQueue("tokenservice", metrics=metrics.queue("tokenservice"))
+        self._environment_queue: KeyedQueue[Key] = KeyedQueue(
+            "condaenvironment", metrics=metrics.queue("condaenvironment")
+        )
+        metrics.services.set_function(lambda: len(self.services))
+        for ready in ("True", "False"):
+            metrics.environments.labels(ready).set_function(lambda ready=ready: _count(self.environments, ready))
+        self.kinds = (Kind(TOKENSERVICES, self._take_service, self._remove_service, self._note_unreadable),)
+        # Not watched by kopf: when one of its watches fails it leaves the others running without looking after them.
+        for namespace in options.namespaces or (None,):
+            self._informer(
+                CONDAENVIRONMENTS, CondaEnvironment, self.environment_told, None, selector=None, namespace=namespace
+            )
+        services = Reconciler(
+            client,
+            self.services,
+            Caches(**self._caches(), environments=self.environments),
+            self.schemas,
+            recorder,
+            cluster_domain=options.cluster_domain,
+            now=_now,
+        )
+        collection = environments.Collection(self.services, complete=lambda: not self._unreadable)
+        cenvs = environments.Reconciler(
+            client,
+            self.environments,
+            jobs.Jobs(client, self._job_caches(enabled=template is not None), options.job_namespace, template),
+            recorder,
+            ask=self._environment_queue.add,
+            metrics=metrics,
+            collection=collection if options.collect_images else None,
+            keep_images=options.keep_images,
+            now=_now,
+        )
+        self.controllers = (
+            self._controller("tokenservice", self._queue, services.reconcile),
+            self._controller("condaenvironment", self._environment_queue, cenvs.reconcile),
+        )
+
+    def ask_all(self) -> None:
+        """Has every resource looked at."""
+        for service in self.services:
+            self._queue.add((service.metadata.namespace, service.metadata.name))
+        for environment in self.environments:
+            self._environment_queue.add((environment.metadata.namespace, environment.metadata.name))
+        self._environment_queue.add(HOUSEKEEPING)
+
+    def _controller(
+        self, name: str, queue: KeyedQueue[Key], reconcile: Callable[[Key], Awaitable[Result]]
+    ) -> Controller[Key]:
+        return Controller(
+            name,
+            queue,
+            reconcile,
+            classify=classify,
+            describe=lambda key: {"namespace": key[0], "name": key[1]},
+            workers=self._options.workers,
+            metrics=self._metrics.controller(name),
+        )
+
+    # -- what the watches of our own kinds tell
+
+    def _take_service(self, raw: Mapping[str, Any] | msgspec.Raw) -> None:
+        service = read(raw) if isinstance(raw, msgspec.Raw) else decode(raw)
+        if self.services.observe(service):
+            self._queue.add((service.metadata.namespace, service.metadata.name))
+
+    def _remove_service(self, key: Key) -> None:
+        self.services.remove(key)
+        self._queue.add(key)
+
+    def _note_unreadable(self, key: Key, unreadable: bool) -> None:
+        (self._unreadable.add if unreadable else self._unreadable.discard)(key)
+
+    def environment_told(self, old: CondaEnvironment | None, new: CondaEnvironment | None) -> None:
+        """What the watch of CondaEnvironments says; the store knows already what we wrote ourselves."""
+        if new:
+            self.environments.observe(new)
+        elif old:
+            self.environments.remove((old.metadata.namespace, old.metadata.name))
+
+    def _environment_changed(self, old: CondaEnvironment | None, new: CondaEnvironment | None) -> None:
+        """Asks the CondaEnvironment's controller, and the TokenServices that run in it or made it."""
+        metadata = cast(CondaEnvironment, new or old).metadata
+        key = (metadata.namespace, metadata.name)
+        self._environment_queue.add(key)
+        if old and new and same(old, new):
+            return
+        for user in self.services.users_of(*key):
+            self._queue.add(user)
+        if names.LABEL_SERVICE in metadata.labels:
+            self._queue.add(owner_key(metadata))
+
+    # -- what the informers tell
+
+    def _child_changed(self, old: HasMetadata | None, new: HasMetadata | None) -> None:
+        if old and new and same(old, new):
+            return
+        for key in {owner_key(item.metadata) for item in (old, new) if item}:
+            self._queue.add(key)
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        # Counts come from the Deployment; of pods only what ails them matters.
+        if (pod_failures(old) if old else []) != (pod_failures(new) if new else []):
+            self._child_changed(old, new)
+
+    def _job_changed(self, old: HasMetadata | None, new: HasMetadata | None) -> None:
+        """Of a Job or of one of its pods."""
+        if old and new and same(old, new):
+            return
+        waiting = self.environments.waiting_for(_need(cast(HasMetadata, new or old)))
+        for key in waiting or (HOUSEKEEPING,):
+            self._environment_queue.add(key)
+
+    def _caches(self) -> dict[str, Namespaced[Any]]:
+        return {
+            "deployments": self._children(DEPLOYMENTS, Deployment, self._child_changed),
+            "services": self._children(SERVICES, Object, self._child_changed),
+            "budgets": self._children(BUDGETS, Object, self._child_changed),
+            "pods": self._children(PODS, Pod, self._pod_changed, _service_of),
+        }
+
+    def _job_caches(self, *, enabled: bool) -> jobs.Caches:
+        if not enabled:
+            return jobs.Caches(jobs.Nothing(), jobs.Nothing())
+        where = {"selector": names.LABEL_JOB, "namespace": self._options.job_namespace}
+        return jobs.Caches(
+            jobs=self._informer(jobs.JOBS, Job, self._job_changed, _need, **where),
+            pods=self._informer(jobs.PODS, Pod, self._job_changed, jobs.job_of, **where),
+        )
+
+    def _children(
+        self, resource: Resource, kind: type[T], on_change: Callable[[T | None, T | None], None], index: Any = None
+    ) -> Namespaced[T]:
+        def make(namespace: str | None) -> Informer[T]:
+            return self._informer(
+                resource, kind, on_change, index, selector=names.MANAGED_SELECTOR, namespace=namespace
+            )
+
+        return Namespaced(self._options.namespaces, make)
+
+    def _informer(
+        self,
+        resource: Resource,
+        kind: type[T],
+        on_change: Callable[[T | None, T | None], None],
+        index: Callable[[T], str | None] | None,
+        *,
+        selector: str | None,
+        namespace: str | None,
+    ) -> Informer[T]:
+        informer = Informer(
+            self._client,
+            resource,
+            kind,
+            label_selector=selector,
+            namespace=namespace,
+            on_change=on_change,
+            index=index,
+            metrics=self._metrics,
+        )
+        label = f"{resource.plural}/{namespace}" if namespace else resource.plural
+        self._metrics.watch(label, informer.last_event_age)
+        self.informers.append(informer)
+        return informer
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _service_of(pod: Pod) -> str:
+    return f"{pod.metadata.namespace}/{pod.metadata.labels.get(names.LABEL_SERVICE, '')}"
+
+
+def _need(item: HasMetadata) -> str:
+    """The hash of what a Job, or the Job of a pod, was asked for."""
+    return item.metadata.labels.get(names.LABEL_ENVIRONMENT_HASH, "")
+
+
+def _count(store: EnvironmentStore, ready: str) -> int:
+    """CondaEnvironments with that status of Ready; one that was never looked at is not ready."""
+    conditions = (environment.status.condition("Ready") for environment in store)
+    return sum(
+        1 for condition in conditions if (condition is not None and condition.status == "True") == (ready == "True")
+    )
+
+
+def classify(error: Exception) -> Verdict | None:
+    """What an error means for trying again."""
+    if isinstance(error, ApiError):
+        if error.is_conflict or error.is_already_exists:
+            return "conflict"
+        return "terminal" if error.is_invalid else "transient"
+    return "transient" if isinstance(error, Unreachable | TimeoutError) else None
+
+
+def same(old: HasMetadata, new: HasMetadata) -> bool:
+    """Whether two versions of an object are alike in all that is read of it.
+
+    Statuses of Services and budgets, and fields of other managers, change without our caring.
+    """
+    metadata = msgspec.structs.replace(old.metadata, resource_version=new.metadata.resource_version)
+    return bool(msgspec.structs.replace(cast(Any, old), metadata=metadata) == new)
+
+
+def owner_key(metadata: ObjectMeta) -> Key:
+    """The TokenService that an object belongs to: by its label, which outlives the owner reference of a pod."""
+    return metadata.namespace, metadata.labels.get(names.LABEL_SERVICE, metadata.name)

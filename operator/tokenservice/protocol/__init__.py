@@ -1,0 +1,42 @@
+"""The contract between the operator and token_server: port, paths, variables. Tested from both sides.
+
+docs/token-server.md tells people who bring their own image what a container has to do.
+"""
+
+from __future__ import annotations
+
+MODULE = "token_server.main"
+"""What `python -m` runs in an environment that is chosen by name; the image's entry point is `token-server`."""
+
+PORT = 8000
+PORT_NAME = "http"
+
+HEALTHZ = "/healthz"
+"""200 as soon as the process listens, which is before the model is loaded."""
+READYZ = "/readyz"
+"""200 while the model serves; 503 while it loads and from SIGTERM on."""
+METRICS = "/metrics"
+
+MODEL_MOUNT = "/var/run/tokenservice/model"
+API_KEYS_MOUNT = "/var/run/tokenservice/api-keys"
+CACHE_MOUNT = "/var/cache/tokenservice"
+
+DRAIN_DELAY_SECONDS = 5
+"""After SIGTERM requests are still accepted for so long, since endpoints lag behind the pod."""
+GRACE_SECONDS = 90
+"""terminationGracePeriodSeconds where the template names none; the server learns the one in force."""
+
+VARIABLE_PREFIX = "TOKEN_SERVER_"
+VAR_PORT = "TOKEN_SERVER_PORT"
+VAR_MODEL_SOURCE = "TOKEN_SERVER_MODEL_SOURCE"
+VAR_MODEL_REVISION = "TOKEN_SERVER_MODEL_REVISION"
+VAR_MODEL_NAME = "TOKEN_SERVER_MODEL_NAME"
+VAR_TRUST_REMOTE_CODE = "TOKEN_SERVER_TRUST_REMOTE_CODE"
+VAR_API_KEYS_DIR = "TOKEN_SERVER_API_KEYS_DIR"
+VAR_GRACE_SECONDS = "TOKEN_SERVER_GRACE_SECONDS"
+VAR_DRAIN_DELAY_SECONDS = "TOKEN_SERVER_DRAIN_DELAY_SECONDS"
+VAR_HF_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
+VAR_HF_HOME = "HF_HOME"
+
+USER_ID = 65532
+"""uid and gid that the container runs as: `nonroot` by the convention of distroless images."""

@@ -1,0 +1,1 @@
+"""What any controller needs, whatever it controls: keyed queue, reconcile loop, logs, metrics, health."""

@@ -1,0 +1,189 @@
+"""A queue of keys, after client-go's workqueue: deduplicating, serial per key, with delays and backoff.
+
+A key that is added while it waits is handed out once; one that is added while it is being worked on is handed out again
+afterwards, never to two workers at a time. No addition is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class QueueMetrics(Protocol):
+    """What a queue reports; times are seconds."""
+
+    def depth(self, value: int) -> None: ...
+    def added(self) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def worked(self, seconds: float) -> None: ...
+    def retried(self) -> None: ...
+
+
+class KeyedQueue(Generic[K]):
+    """Keys waiting for a worker.
+
+    backoff: first and longest delay of `add_rate_limited`, in seconds; it doubles with every call until `forget`, and
+    the delay itself is drawn evenly from (0, that], so that failures that began together do not come back together.
+    clock: seconds, monotonic. rand: evenly from [0, 1).
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        backoff: tuple[float, float] = (0.5, 300.0),
+        clock: Callable[[], float] = time.monotonic,
+        rand: Callable[[], float] = random.random,
+        metrics: QueueMetrics | None = None,
+    ) -> None:
+        self.name = name
+        self._backoff = backoff
+        self._clock = clock
+        self._rand = rand
+        self._metrics = metrics
+        self._ready: deque[K] = deque()
+        self._waiting: dict[K, float] = {}  # in _ready, or dirty while being worked on; since when
+        self._working: dict[K, float] = {}
+        self._failures: dict[K, int] = {}
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []  # may hold outdated entries: _due decides
+        self._count = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._getters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def depth(self) -> int:
+        """How many keys wait for a worker."""
+        return len(self._ready)
+
+    @property
+    def delayed(self) -> int:
+        """How many keys wait for their time."""
+        return len(self._due)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing is worked on; delayed keys may remain."""
+        return not self._waiting and not self._working
+
+    def add(self, key: K) -> None:
+        """Hands the key to a worker as soon as one is free."""
+        if key in self._waiting:
+            return
+        self._waiting[key] = self._clock()
+        if self._metrics is not None:
+            self._metrics.added()
+        if key not in self._working:
+            self._enqueue(key)
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Adds the key in so many seconds; of several times for one key the earliest counts."""
+        if seconds <= 0:
+            self.add(key)
+            return
+        when = self._clock() + seconds
+        if when >= self._due.get(key, float("inf")):
+            return
+        self._due[key] = when
+        self._count += 1
+        heapq.heappush(self._heap, (when, self._count, key))
+        self._arm()
+
+    def add_rate_limited(self, key: K, at_least: float = 0.0) -> float:
+        """Adds the key after its backoff, and not before `at_least` seconds. Answers the delay in seconds."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        first, longest = self._backoff
+        ceiling = min(longest, first * 2.0 ** min(failures, 64))
+        delay = max(at_least, ceiling * (1.0 - self._rand()))
+        if self._metrics is not None:
+            self._metrics.retried()
+        self.add_after(key, delay)
+        return delay
+
+    def failures(self, key: K) -> int:
+        """How often the key has been added with a backoff since it was forgotten."""
+        return self._failures.get(key, 0)
+
+    def forget(self, key: K) -> None:
+        """The key's next backoff is the first again."""
+        self._failures.pop(key, None)
+
+    async def get(self) -> K:
+        """Waits for a key; the caller must call `done` with it."""
+        while not self._ready:
+            getter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._getters.append(getter)
+            try:
+                await getter
+            except asyncio.CancelledError:
+                getter.cancel()
+                if getter in self._getters:
+                    self._getters.remove(getter)
+                if self._ready:  # woken and cancelled at once: the key goes to another
+                    self._wake()
+                raise
+        key = self._ready.popleft()
+        now = self._clock()
+        waited = now - self._waiting.pop(key)
+        self._working[key] = now
+        if self._metrics is not None:
+            self._metrics.waited(waited)
+            self._metrics.depth(len(self._ready))
+        return key
+
+    def done(self, key: K) -> None:
+        """The work on the key is over; if it was added meanwhile, it waits again."""
+        started = self._working.pop(key)
+        if self._metrics is not None:
+            self._metrics.worked(self._clock() - started)
+        if key in self._waiting:
+            self._enqueue(key)
+
+    def tick(self) -> None:
+        """Adds the delayed keys whose time has come. The queue's own timer calls it."""
+        now = self._clock()
+        while self._heap and self._heap[0][0] <= now:
+            when, _, key = heapq.heappop(self._heap)
+            if self._due.get(key) == when:
+                del self._due[key]
+                self.add(key)
+        self._arm()
+
+    def _enqueue(self, key: K) -> None:
+        self._ready.append(key)
+        if self._metrics is not None:
+            self._metrics.depth(len(self._ready))
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._getters:
+            getter = self._getters.popleft()
+            if not getter.done():
+                getter.set_result(None)
+                return
+
+    def _arm(self) -> None:
+        when = self._heap[0][0] if self._heap else float("inf")
+        if self._timer is not None and self._timer_at <= when and not self._timer.cancelled() and when != float("inf"):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_at = when
+        if self._heap:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, when - self._clock()), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.tick()

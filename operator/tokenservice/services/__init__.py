@@ -1,0 +1,1 @@
+"""TokenService: what is (snapshot), what should be (render, plan), and the controller that closes the gap."""

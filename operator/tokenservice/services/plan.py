@@ -1,0 +1,222 @@
+"""The next step for one TokenService, derived from what is: a pure function from snapshot to plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenservice.api import conditions as names
+from tokenservice.api.environments import CondaEnvironment
+from tokenservice.api.events import Event
+from tokenservice.api.jobs import MESSAGE_BYTES
+from tokenservice.api.meta import Condition, Deployment, Object
+from tokenservice.api.names import LABEL_SERVICE
+from tokenservice.api.v1alpha1 import TokenServiceStatus
+from tokenservice.services import environment, render
+from tokenservice.services.failures import failures
+from tokenservice.services.policies import Facts, conditions
+from tokenservice.services.snapshot import Refusal, Snapshot
+
+Child = Literal["environment", "deployment", "service", "budget"]
+CHILDREN: tuple[Child, ...] = ("environment", "deployment", "service", "budget")
+"""In the order in which they are applied: what takes longest first, then what may be refused."""
+KINDS: dict[Child, str] = {
+    "environment": "CondaEnvironment",
+    "deployment": "Deployment",
+    "service": "Service",
+    "budget": "PodDisruptionBudget",
+}
+
+RETRY_REFUSED_SECONDS = 3600.0
+RETRY_PASSING_SECONDS = 60.0
+"""How often to see whether a taken name is free, or a quota has room: objects of others are not watched."""
+RETRY_SHARED_SECONDS = 60.0
+"""How often to see whether other TokenServices still run in a CondaEnvironment that is no longer needed here."""
+
+# Of an environment that is not ready, the event of EnvironmentReady tells.
+_QUIET = frozenset({names.STARTING, names.ROLLING_OUT, names.SCALED_TO_ZERO, names.ENVIRONMENT_NOT_READY})
+
+_LIMITS = {names.ENVIRONMENT_READY: MESSAGE_BYTES}
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Apply this child; `why` is for the log. `force`: take back fields that another manager took from us.
+
+    A child that does not exist as far as we know is applied without force, so that an object of somebody else's with
+    the same name is left alone.
+    """
+
+    child: Child
+    manifest: render.Manifest
+    why: str
+    force: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    applies: tuple[Apply, ...]
+    leftover: CondaEnvironment | None
+    """To delete: made for an earlier spec, and nothing runs from it any more."""
+    status: TokenServiceStatus | None
+    """The status to write; None if the one that stands there is right."""
+    events: tuple[Event, ...]
+    requeue_after: float | None
+    """Seconds after which to look again without a change; None for never."""
+
+
+def plan(snapshot: Snapshot, changes: Mapping[Child, str]) -> Plan:
+    """What to do about `snapshot`.
+
+    Args:
+        snapshot: what is.
+        changes: the children that differ from what they should be, each with the reason in words.
+
+    """
+    service = snapshot.service
+    if service.metadata.deletion_timestamp:
+        return Plan((), None, None, (), None)  # the garbage collector takes the children
+    refusal = snapshot.children if isinstance(snapshot.children, Refusal) else foreign(snapshot)
+    taken = snapshot.surroundings.refusal or foreign_environment(snapshot)
+    live = {**_live(snapshot), "environment": snapshot.surroundings.own}
+    applies = tuple(
+        Apply(child, manifest, changes[child], force=live[child] is not None)
+        for child in CHILDREN
+        if child in changes
+        and (taken if child == "environment" else refusal) is None
+        and (manifest := wanted(snapshot, child)) is not None
+    )
+    facts = _facts(snapshot, refusal, taken, changes)
+    status = _status(snapshot, facts)
+    leftover = _leftover(snapshot)
+    shared = leftover is not None and snapshot.surroundings.shared
+    waits = (_retry(refusal), _retry(taken), RETRY_SHARED_SECONDS if shared else None)
+    return Plan(
+        applies=applies,
+        leftover=leftover if facts.complete and refusal is None and not shared else None,
+        status=None if status == service.status else status,
+        events=(
+            *environment_transitions(service.status.condition(names.ENVIRONMENT_READY), status.conditions),
+            *transitions(service.status.condition(names.READY), status.conditions),
+        ),
+        requeue_after=min((wait for wait in waits if wait is not None), default=None),
+    )
+
+
+def wanted(snapshot: Snapshot, child: Child) -> render.Manifest | None:
+    """The child as it should be; None if there should be none, or a refusal stands in its place."""
+    if child == "environment":
+        return snapshot.surroundings.wanted
+    if isinstance(snapshot.children, Refusal):
+        return None
+    manifest: render.Manifest | None = getattr(snapshot.children, child)
+    return manifest
+
+
+def foreign(snapshot: Snapshot) -> Refusal | None:
+    """Refuses to touch a child that another object controls, for example of a TokenService deleted just before."""
+    found = (_foreign(snapshot, child, live) for child, live in _live(snapshot).items())
+    return next((refusal for refusal in found if refusal), None)
+
+
+def foreign_environment(snapshot: Snapshot) -> Refusal | None:
+    """The same for the CondaEnvironment that the spec has inline."""
+    if snapshot.surroundings.wanted is None:
+        return None
+    return _foreign(snapshot, "environment", snapshot.surroundings.own)
+
+
+def _foreign(snapshot: Snapshot, child: Child, live: Deployment | Object | CondaEnvironment | None) -> Refusal | None:
+    """Why a child is left alone, None if it is ours, or missing."""
+    if live is None:
+        return None
+    if environment.ours(snapshot.service, live.metadata):
+        return None
+    owner = live.metadata.controller
+    whose = f"{owner.kind} {owner.name} (uid {owner.uid})" if owner else "nobody"
+    return Refusal(
+        "NameConflict",
+        f"{KINDS[child]} {live.metadata.name} exists and is controlled by {whose}; "
+        "it is left alone: delete it, or give this TokenService another name",
+        passing=True,
+    )
+
+
+def _leftover(snapshot: Snapshot) -> CondaEnvironment | None:
+    """The CondaEnvironment made for an inline spec that is gone, once the pods have something else to run in."""
+    service, own = snapshot.service, snapshot.surroundings.own
+    if own is None or own.metadata.deletion_timestamp or service.environment_name == own.metadata.name:
+        return None
+    owner = own.metadata.controller
+    if owner is None or owner.uid != service.metadata.uid:  # what nobody controls is not taken to be deleted
+        return None
+    return own if environment.from_newest(service, snapshot.surroundings.used) else None
+
+
+def environment_transitions(before: Condition | None, after: tuple[Condition, ...]) -> tuple[Event, ...]:
+    """The event for a change of EnvironmentReady's status or reason. What merely takes its time is no event."""
+    found = next((condition for condition in after if condition.type == names.ENVIRONMENT_READY), None)
+    if found is None or (before and (before.status, before.reason) == (found.status, found.reason)):
+        return ()
+    if found.status == "True":
+        return (Event("Normal", found.reason, found.message),)
+    return () if found.reason in names.UNDER_WAY else (Event("Warning", found.reason, names.first_line(found.message)),)
+
+
+def transitions(before: Condition | None, after: tuple[Condition, ...]) -> tuple[Event, ...]:
+    """The event for a change of Ready's status or reason. What merely takes its time is no event."""
+    ready = next(condition for condition in after if condition.type == names.READY)
+    if before and (before.status, before.reason) == (ready.status, ready.reason):
+        return ()
+    if ready.reason in _QUIET and not (before and before.status == "True"):
+        return ()
+    calm = ready.status == "True" or ready.reason in _QUIET or ready.reason == names.PAUSED
+    return (Event("Normal" if calm else "Warning", ready.reason, ready.message),)
+
+
+def _retry(refusal: Refusal | None) -> float | None:
+    if refusal is None:
+        return None
+    return RETRY_PASSING_SECONDS if refusal.passing else RETRY_REFUSED_SECONDS
+
+
+def _live(snapshot: Snapshot) -> dict[Child, Deployment | Object | None]:
+    """The children that stop each other: the CondaEnvironment is none of them."""
+    return {"deployment": snapshot.deployment, "service": snapshot.service_object, "budget": snapshot.budget}
+
+
+def _facts(snapshot: Snapshot, refusal: Refusal | None, taken: Refusal | None, changes: Mapping[Child, str]) -> Facts:
+    service, around = snapshot.service, snapshot.surroundings
+    # With a name that is taken, neither Deployment nor pods need be ours.
+    conflict = refusal is not None and refusal.reason == "NameConflict"
+    mine = None if conflict else snapshot.deployment
+    return Facts(
+        service=service,
+        refusal=refusal,
+        deployment=mine,
+        failures=() if conflict else failures(snapshot.pods, mine),
+        outdated="deployment" in changes,
+        environment=environment.verdict(service, around.used, taken, outdated="environment" in changes),
+        unbuilt=around.runs_in is None,
+    )
+
+
+def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
+    service, mine = snapshot.service, facts.deployment
+    counts = mine.status if mine else None
+    runs_in = snapshot.surroundings.runs_in
+    if facts.refusal:
+        # A refused spec changes nothing that runs: its image stays the one reported.
+        runs_in = service.status.environment if mine else None
+    return TokenServiceStatus(
+        observed_generation=service.metadata.generation,
+        url=render.url(service, snapshot.cluster_domain),
+        selector=f"{LABEL_SERVICE}={service.metadata.name}",
+        replicas=counts.replicas if counts else 0,
+        ready_replicas=counts.ready_replicas if counts else 0,
+        updated_replicas=counts.updated_replicas if counts else 0,
+        environment=runs_in,
+        failures=() if facts.complete else facts.failures,
+        conditions=names.merge(service.status.conditions, conditions(facts), snapshot.now, limits=_LIMITS),
+    )

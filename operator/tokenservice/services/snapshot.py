@@ -1,0 +1,67 @@
+"""What is: everything a plan is made from, frozen at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from tokenservice.api.environments import CondaEnvironment
+from tokenservice.api.meta import Deployment, Object, Pod
+from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.services.render import Children, Manifest
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a spec leads to no children: the operator's own check, or the API server's answer.
+
+    `reason` becomes the condition's; it is not tried again until the spec or the retry annotation changes, or an
+    hour has passed. `passing`: the cause is not in the spec and can go at any time, unseen: tried again on every
+    event, and after a minute.
+    """
+
+    reason: Literal["InvalidTemplate", "InvalidEnvironment", "Rejected", "NameConflict"]
+    message: str
+    passing: bool = False
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a TokenService has to do with CondaEnvironments; nothing at all with a prebuilt image.
+
+    Attributes:
+        wanted: the CondaEnvironment to apply, for a spec that has it inline.
+        refusal: why that cannot be applied. It stops nothing else: what runs keeps running, and can be scaled.
+        used: the one that the spec names or has inline, as it is.
+        own: the one that has the service's own name, as it is, whosesoever.
+        shared: whether other TokenServices run in `own`.
+        runs_in: the image for the pods; None if none was ever there.
+
+    """
+
+    wanted: Manifest | None = None
+    refusal: Refusal | None = None
+    used: CondaEnvironment | None = None
+    own: CondaEnvironment | None = None
+    shared: bool = False
+    runs_in: EnvironmentStatus | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One TokenService and all that belongs to it.
+
+    `children` is what should be, or the refusal that says why there is nothing of it to apply. `deployment`,
+    `service_object` and `budget` are what is; `pods` are all pods that carry the service's label.
+    """
+
+    service: TokenService
+    children: Children | Refusal
+    deployment: Deployment | None
+    service_object: Object | None
+    budget: Object | None
+    pods: tuple[Pod, ...]
+    now: datetime
+    cluster_domain: str
+    surroundings: Surroundings

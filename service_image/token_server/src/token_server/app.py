@@ -1,0 +1,300 @@
+"""The HTTP layer: FastAPI's routes, and around them one gate for keys, logs, metrics and draining."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any, Callable, Optional
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from token_server import __version__
+from token_server.auth import ApiKeys
+from token_server.engine import Engine, Message, PromptError
+from token_server.errors import ApiError, bad_value, internal, loading, unknown_model, wrong_key
+from token_server.generation import End, Event, Generator, Piece
+from token_server.lifecycle import Lifecycle, Phase
+from token_server.limiter import Limiter
+from token_server.log import log
+from token_server.metrics import Metrics, route_label
+from token_server.openai_api import Answer, Request, model_card, parse_chat, parse_completion, token_budget
+from token_server.settings import Settings
+from token_server.streaming import ClientGoneError, EventStream, Receive, Scope, Send, frame, read_json, while_connected
+
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+CLIENT_GONE = 499  # nginx's number for it; nobody reads it but the log
+
+
+class Service:
+    """What the routes need; the engine comes when it is loaded."""
+
+    def __init__(self, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self.settings = settings
+        self.lifecycle = lifecycle
+        self.metrics = metrics
+        self.keys = ApiKeys(settings.api_keys_dir) if settings.api_keys_dir else None
+        self.created = int(time.time())
+        self._limiter = Limiter(settings.max_concurrency, settings.max_queue)
+        self._loaded: Optional[tuple[Engine, Generator]] = None
+        metrics.watch_queue(lambda: self._limiter.waiting, lambda: self._limiter.running)
+        metrics.ready.set_function(lambda: float(lifecycle.phase is Phase.SERVING))
+
+    def serve(self, engine: Engine) -> bool:
+        """From now on requests are answered; False if the server is ending already."""
+        self._loaded = (engine, Generator(engine, self._limiter, self.metrics, self.settings.max_concurrency))
+        return self.lifecycle.serve()
+
+    def abort(self) -> None:
+        """The grace period is over: every answer under way ends with an error."""
+        if self._loaded:
+            self._loaded[1].abort()
+
+    def loaded(self) -> tuple[Engine, Generator]:
+        """Raises ApiError (503) while the model loads."""
+        if self._loaded is None:
+            raise loading()
+        return self._loaded
+
+    async def answer(self, http: HttpRequest, parse: Callable[[Any], Request]) -> Any:
+        """The answer to a POST: JSON, or a stream of events. Raises ApiError and ClientGoneError."""
+        context = http.scope["token_server"]
+        body = await read_json(http.receive)
+        engine, generator = self.loaded()
+        request = parse(body)
+        context["stream"] = request.stream
+        if request.model != self.settings.model_name:
+            raise unknown_model(request.model, self.settings.model_name)
+        turn = generator.admit()
+        streaming = False
+        try:
+            prompt = await asyncio.get_running_loop().run_in_executor(None, encode, engine, request)
+            budget = token_budget(request, len(prompt), engine.context_length, engine.default_max_tokens)
+            context.update(prompt_tokens=len(prompt), max_tokens=budget)
+            source = generator.run(turn, prompt, request.sampling(budget), request.stop, context["arrived"])
+            events = self._events(source, context)
+            if request.stream:
+                streaming = True
+                return EventStream(self._frames(request, events, context), lambda: generator.withdraw(turn))
+            return JSONResponse(await while_connected(http.receive, self._whole(request, events, context)))
+        finally:
+            if not streaming:
+                generator.withdraw(turn)
+
+    async def _events(
+        self, source: AsyncGenerator[Event, None], context: dict[str, Any]
+    ) -> AsyncGenerator[Event, None]:
+        """The generation's events; what the engine raises is logged and becomes an ApiError (500)."""
+        try:
+            async for event in source:
+                if isinstance(event, End):
+                    context.update(completion_tokens=event.completion_tokens, finish_reason=event.reason)
+                yield event
+        except ApiError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the engine raises, the client gets an answer
+            log("generation failed", level="error", request_id=context["id"], error=describe(error))
+            raise internal() from None
+        finally:
+            await source.aclose()
+
+    def _answer(self, request: Request, context: dict[str, Any]) -> Answer:
+        prefix = "chatcmpl" if request.chat else "cmpl"
+        identity = f"{prefix}-{context['id']}"
+        return Answer(request.chat, identity, int(time.time()), request.model, f"token-server-{__version__}")
+
+    async def _whole(
+        self, request: Request, events: AsyncGenerator[Event, None], context: dict[str, Any]
+    ) -> dict[str, Any]:
+        answer, text, end = self._answer(request, context), [], None
+        try:
+            async for event in events:
+                if isinstance(event, Piece):
+                    text.append(event.text)
+                else:
+                    end = event
+        finally:
+            await events.aclose()
+        if end is None:
+            raise internal()
+        return answer.whole("".join(text), end.reason, context["prompt_tokens"], end.completion_tokens)
+
+    async def _frames(
+        self, request: Request, events: AsyncGenerator[Event, None], context: dict[str, Any]
+    ) -> AsyncGenerator[bytes, None]:
+        answer, with_usage = self._answer(request, context), request.include_usage
+        try:
+            first = answer.first(with_usage=with_usage)
+            if first is not None:
+                yield frame(first)
+            async for event in events:
+                if isinstance(event, Piece):
+                    yield frame(answer.piece(event.text, with_usage=with_usage))
+                else:
+                    yield frame(answer.end(event.reason, with_usage=with_usage))
+                    if with_usage:
+                        yield frame(answer.usage(context["prompt_tokens"], event.completion_tokens))
+        finally:
+            await events.aclose()
+
+
+def encode(engine: Engine, request: Request) -> list[int]:
+    """The prompt's tokens. Raises ApiError (400) for token ids or messages that the model does not know."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        tokens = engine.encode(prompt)
+    elif request.chat:
+        try:
+            tokens = engine.encode_chat([part for part in prompt if isinstance(part, Message)])
+        except PromptError as error:
+            raise bad_value("messages", str(error)) from None
+    else:
+        tokens = [part for part in prompt if isinstance(part, int)]
+        unknown = [token for token in tokens if token >= engine.vocabulary_size]
+        if unknown:
+            raise bad_value("prompt", f"token {unknown[0]} is outside the vocabulary of {engine.vocabulary_size}.")
+    if not tokens:
+        raise bad_value(request.prompt_field, "it has no tokens.")
+    return tokens
+
+
+def describe(error: BaseException) -> str:
+    """Type and place of an error, without its text, which may quote a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    places = " < ".join(
+        f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno} {place.name}" for place in reversed(frames)
+    )
+    return f"{type(error).__name__} at {places}"
+
+
+def make_app(service: Service) -> Callable[[Scope, Receive, Send], Any]:
+    """The ASGI application."""
+    app = FastAPI(title="token-server", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/healthz")
+    async def healthz() -> JSONResponse:
+        return JSONResponse({"status": "ok", "phase": service.lifecycle.phase.value})
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        status, body = service.lifecycle.readiness()
+        return JSONResponse(body, status)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        service.loaded()
+        return JSONResponse({"object": "list", "data": [model_card(service.settings.model_name, service.created)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> JSONResponse:
+        service.loaded()
+        if name != service.settings.model_name:
+            raise unknown_model(name, service.settings.model_name)
+        return JSONResponse(model_card(name, service.created))
+
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat_completions(http: HttpRequest) -> Any:
+        return await service.answer(http, parse_chat)
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(http: HttpRequest) -> Any:
+        return await service.answer(http, parse_completion)
+
+    @app.exception_handler(ApiError)
+    async def refused(_: HttpRequest, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    @app.exception_handler(HTTPException)
+    async def not_a_route(http: HttpRequest, error: HTTPException) -> JSONResponse:
+        text = f"{error.detail}: {http.method} {http.url.path}"
+        code = "not_found" if error.status_code == 404 else "bad_request"
+        return JSONResponse(ApiError(error.status_code, text, code=code).body(), error.status_code)
+
+    @app.exception_handler(ClientGoneError)
+    async def gone(http: HttpRequest, _: ClientGoneError) -> Response:
+        http.scope["token_server"]["client_gone"] = True
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(Exception)
+    async def failed(_: HttpRequest, __: Exception) -> JSONResponse:
+        return JSONResponse(internal().body(), 500)
+
+    return Gate(app, service)
+
+
+class Gate:
+    """ASGI middleware: keys for /v1, one log line and one count per request, connections closed while draining.
+
+    Written against ASGI itself: middleware that wraps responses would hide a client's going away.
+    """
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Any], service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context: dict[str, Any] = {"id": uuid.uuid4().hex, "arrived": time.perf_counter(), "status": 0}
+        scope["token_server"] = context
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                context["status"] = message["status"]
+                extra = [(b"x-request-id", context["id"].encode())]
+                if self._service.lifecycle.phase is Phase.DRAINING:
+                    extra.append((b"connection", b"close"))  # the client's next request finds another pod
+                message["headers"] = [*message.get("headers", ()), *extra]
+            await send(message)
+
+        try:
+            if self._allowed(scope):
+                await self._app(scope, receive, sending)
+            else:
+                error = wrong_key()
+                await JSONResponse(error.body(), error.status, error.headers())(scope, receive, sending)
+        except Exception as error:  # noqa: BLE001 - answered by now, and told in the log without the request's text
+            log("request failed", level="error", request_id=context["id"], error=describe(error))
+        finally:
+            with suppress(OSError, ValueError):  # a closed standard output must not end requests
+                self._record(scope, context)
+
+    def _allowed(self, scope: Scope) -> bool:
+        keys = self._service.keys
+        if keys is None or not (scope["path"] + "/").startswith("/v1/"):
+            return True
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        return len(given) == 1 and keys.accepts(given[0].decode("utf-8", "surrogateescape"))
+
+    def _record(self, scope: Scope, context: dict[str, Any]) -> None:
+        path = scope["path"]
+        if path in PROBES:
+            return
+        seconds = time.perf_counter() - context.pop("arrived")
+        gone = context.get("client_gone", False)
+        status = CLIENT_GONE if gone else context["status"]
+        route = route_label(path)
+        self._service.metrics.requests.labels(route, str(status)).inc()
+        self._service.metrics.duration.labels(route).observe(seconds)
+        context["status"] = status
+        request_id = context.pop("id")
+        # The route, not the path: what follows it is the caller's text.
+        log(
+            "request",
+            request_id=request_id,
+            method=scope["method"],
+            route=route,
+            duration_s=round(seconds, 4),
+            **context,
+        )

@@ -1,0 +1,1 @@
+"""What the test tiers share: clusters, the operator as a process, waiting for conditions."""

@@ -1,0 +1,260 @@
+"""What the manager makes of watch events, errors and changes of children."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+import pytest
+from prometheus_client import generate_latest
+from tokenservice import manager
+from tokenservice.api.environments import CondaEnvironment
+from tokenservice.api.meta import Deployment, DeploymentStatus, ManagedFieldsEntry, Object, ObjectMeta
+from tokenservice.environments.store import read as read_environment
+from tokenservice.kube.client import Client
+from tokenservice.kube.connection import Connection
+from tokenservice.kube.errors import ApiError, Unreachable
+from tokenservice.kube.events import EventRecorder
+from tokenservice.options import Options
+from tokenservice.parts import Parts, classify, owner_key, same
+from tokenservice.runtime.metrics import Metrics
+from tokenservice.services.controller import TOKENSERVICES
+from tokenservice.services.store import Key, decode, read
+from tokenservice.watch import Kind, WatchEnded, note
+
+KEY = ("team", "chat")
+
+
+def raw(version: int = 1, **more: Any) -> dict[str, Any]:
+    metadata = {"namespace": "team", "name": "chat", "uid": "u1", "generation": 1, "resourceVersion": str(version)}
+    metadata["managedFields"] = [{"manager": "kubectl", "operation": "Apply", "fieldsV1": {"f:spec": {}}}]
+    spec = {"model": {"source": "file:///m"}, "environment": {"image": {"reference": "i"}}}
+    return {
+        "apiVersion": "tokenservice.dev/v1alpha1",
+        "kind": "TokenService",
+        "metadata": metadata,
+        "spec": spec,
+        **more,
+    }
+
+
+class Told:
+    """A kind, and what its owner was told."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.removed: list[Key] = []
+        self.unreadable: list[tuple[Key, bool]] = []
+        self.kind = Kind(TOKENSERVICES, self._take, self.removed.append, lambda *said: self.unreadable.append(said))
+
+    def _take(self, raw: Any) -> None:
+        self.taken.append(decode(raw).metadata.resource_version)
+
+
+def test_what_a_watch_says_is_handed_on() -> None:
+    told = Told()
+    note(told.kind, None, raw(5))
+    note(told.kind, "MODIFIED", raw(6))
+    note(told.kind, "DELETED", raw(7))
+    assert (told.taken, told.removed) == (["5", "6"], [KEY])
+
+
+def test_who_cannot_be_read_is_named_until_it_can_be_read_or_is_gone() -> None:
+    told = Told()
+    for change, spec in (("ADDED", {"model": 3}), ("MODIFIED", raw()["spec"]), ("DELETED", {"model": 3})):
+        note(told.kind, change, raw(spec=spec))
+    assert told.unreadable == [(KEY, True), (KEY, False), (KEY, False)]
+
+
+def parts(**options: Any) -> Parts:
+    client = Client(Connection("http://127.0.0.1:1"))
+    return Parts(Options(**options), Metrics(), client, EventRecorder(client, instance="test"), template=None)
+
+
+def depths(made: Parts) -> tuple[int, int]:
+    return made.controllers[0].queue.depth, made.controllers[1].queue.depth
+
+
+async def test_news_of_a_service_asks_for_a_reconcile_and_an_echo_does_not() -> None:
+    made = parts()
+    services = made.kinds[0]
+    note(services, None, raw(5))
+    assert depths(made) == (1, 0)
+    for old in (5, 4):
+        other = parts()
+        other.services.observe(read(msgspec.json.encode(raw(5))))
+        note(other.kinds[0], "MODIFIED", raw(old))
+        assert depths(other) == (0, 0)
+
+
+async def test_a_deleted_service_is_forgotten_and_looked_at_once_more() -> None:
+    made = parts()
+    made.services.observe(read(msgspec.json.encode(raw())))
+    note(made.kinds[0], "DELETED", raw(7))
+    assert (len(made.services), depths(made)) == (0, (1, 0))
+
+
+async def test_a_service_that_cannot_be_read_is_left_alone() -> None:
+    made = parts()
+    note(made.kinds[0], "ADDED", raw(spec={"model": 3}))
+    assert (len(made.services), depths(made)) == (0, (0, 0))
+
+
+def environment(version: int, name: str = "nlp", **status: Any) -> dict[str, Any]:
+    metadata = {"namespace": "team", "name": name, "uid": "e1", "generation": 1, "resourceVersion": str(version)}
+    metadata["managedFields"] = [
+        {"manager": "kubectl", "operation": "Apply", "fieldsV1": {"f:spec": {}}},
+        {"manager": "tokenservice-operator", "operation": "Apply", "fieldsV1": {"f:metadata": {}}},
+    ]
+    return {"metadata": metadata, "spec": {"dependencies": ["python"]}, "status": status}
+
+
+def known(environment: dict[str, Any]) -> CondaEnvironment:
+    return read_environment(msgspec.json.encode(environment))
+
+
+async def test_news_of_an_environment_asks_for_it_and_for_the_services_that_run_in_it() -> None:
+    made = parts()
+    made.services.observe(read(msgspec.json.encode(raw(spec=in_environment("nlp")))))
+    made.environment_told(None, known(environment(3, image="one")))
+    assert depths(made) == (1, 1)
+    for version, image, asked in ((4, "one", 0), (5, "two", 1), (3, "two", 0)):
+        other = parts()
+        other.services.observe(read(msgspec.json.encode(raw(spec=in_environment("nlp")))))
+        before = known(environment(3, image="one"))
+        other.environments.observe(before)
+        await drain(other)
+        other.environment_told(before, known(environment(version, image=image)))
+        assert depths(other)[0] == asked, (version, image)
+
+
+async def test_an_environment_that_was_made_for_a_service_asks_for_that_one() -> None:
+    made = parts()
+    labelled = environment(3, "other")
+    labelled["metadata"]["labels"] = {"tokenservice.dev/service": "chat"}
+    made.environment_told(None, known(labelled))
+    made.environment_told(known(labelled), None)
+    assert await made.controllers[0].queue.get() == KEY
+    assert len(made.environments) == 0
+
+
+async def test_every_series_of_both_controllers_is_there_from_the_start() -> None:
+    metrics = Metrics()
+    client = Client(Connection("http://127.0.0.1:1"))
+    Parts(Options(), metrics, client, EventRecorder(client, instance="test"), template=None)
+    text = generate_latest(metrics.registry).decode()
+    for series in (
+        'workqueue_depth{name="condaenvironment"} 0.0',
+        'controller_runtime_reconcile_total{controller="condaenvironment",result="success"} 0.0',
+        'tokenservice_environments{ready="True"} 0.0',
+        'tokenservice_environments{ready="False"} 0.0',
+        'tokenservice_environment_stage_seconds_count{stage="lock"} 0.0',
+        'tokenservice_environment_stage_seconds_count{stage="build"} 0.0',
+    ):
+        assert series in text
+
+
+def in_environment(name: str) -> dict[str, Any]:
+    return {"model": {"source": "file:///m"}, "environment": {"ref": {"name": name}}}
+
+
+async def drain(made: Parts) -> None:
+    for controller in made.controllers:
+        while controller.queue.depth:
+            controller.queue.done(await controller.queue.get())
+
+
+def test_an_answer_is_kept_without_its_managed_fields() -> None:
+    service = read(msgspec.json.encode(raw(9)))
+    assert service.metadata.managed_fields == ()
+    assert (service.metadata.resource_version, service.spec.model.source) == ("9", "file:///m")
+
+
+def meta(version: str, **more: Any) -> ObjectMeta:
+    return ObjectMeta(namespace="team", name="chat", resource_version=version, **more)
+
+
+def owned(text: bytes) -> tuple[ManagedFieldsEntry, ...]:
+    return (ManagedFieldsEntry(manager="tokenservice-operator", operation="Apply", fields_v1=msgspec.Raw(text)),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alike"),
+    [
+        (Object(metadata=meta("1")), Object(metadata=meta("2")), True),
+        (Object(metadata=meta("1", labels={"a": "1"})), Object(metadata=meta("2", labels={"a": "2"})), False),
+        (Object(metadata=meta("1")), Object(metadata=meta("2", deletion_timestamp="2026-01-01T00:00:00Z")), False),
+        (
+            Object(metadata=meta("1", managed_fields=owned(b'{"f:spec":{}}'))),
+            Object(metadata=meta("2", managed_fields=owned(b"{}"))),
+            False,
+        ),
+        (
+            Object(metadata=meta("1", managed_fields=owned(b"{}"))),
+            Object(metadata=meta("2", managed_fields=owned(b"{}"))),
+            True,
+        ),
+        (
+            Deployment(metadata=meta("1")),
+            Deployment(metadata=meta("2"), status=DeploymentStatus(ready_replicas=1)),
+            False,
+        ),
+        (Deployment(metadata=meta("1", generation=1)), Deployment(metadata=meta("2", generation=2)), False),
+    ],
+    ids=["version", "label", "deleted", "field-lost", "field-kept", "counts", "spec"],
+)
+def test_which_changes_of_a_child_matter(old: Object | Deployment, new: Object | Deployment, alike: bool) -> None:
+    assert same(old, new) is alike
+
+
+def test_the_owner_is_found_by_label_then_by_name() -> None:
+    assert owner_key(meta("1")) == ("team", "chat")
+    assert owner_key(meta("1", labels={"tokenservice.dev/service": "other"})) == ("team", "other")
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (ApiError(409, "Conflict", "m"), "conflict"),
+        (ApiError(422, "Invalid", "m"), "terminal"),
+        (ApiError(503, "ServiceUnavailable", "m"), "transient"),
+        (Unreachable("m"), "transient"),
+        (TimeoutError(), "transient"),
+        (RuntimeError("m"), None),
+    ],
+)
+def test_what_an_error_means(error: Exception, verdict: str | None) -> None:
+    assert classify(error) == verdict
+
+
+class FailsWhenCancelled(manager._Manager):
+    """Its watch fails in the moment in which it is told to stop."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.times = 0
+        self._leads = True
+
+    async def _reconcile(self, client: Any) -> None:
+        self.times += 1
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._fail())
+
+    async def _fail(self) -> None:
+        try:
+            self.begun.set()
+            await asyncio.Event().wait()
+        finally:
+            raise WatchEnded("at the worst moment")
+
+
+async def test_told_to_stop_while_a_watch_fails_it_stops() -> None:
+    made = FailsWhenCancelled()
+    work = asyncio.create_task(made._lead(cast(Any, None)))
+    await made.begun.wait()
+    made._leads = False
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(work, 5)
+    assert made.times == 1

@@ -1,0 +1,55 @@
+"""loading -> serving -> draining."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from token_server.lifecycle import RESERVE_SECONDS, DrainPlan, Lifecycle, Phase, drain_plan
+
+SECONDS = st.floats(0, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("phase", "grace", "delay", "plan"),
+    [
+        (Phase.SERVING, 90, 5, DrainPlan(5, 88)),
+        (Phase.SERVING, 30, 0, DrainPlan(0, 28)),
+        (Phase.SERVING, 4, 5, DrainPlan(2, 2)),
+        (Phase.SERVING, 1, 5, DrainPlan(0, 0)),
+        (Phase.LOADING, 90, 5, DrainPlan(0, 88)),
+    ],
+)
+def test_how_long_a_drain_takes(phase: Phase, grace: float, delay: float, plan: DrainPlan) -> None:
+    assert drain_plan(phase, grace, delay) == plan
+
+
+@given(st.sampled_from([Phase.SERVING, Phase.LOADING]), SECONDS, SECONDS)
+def test_a_drain_ends_before_the_kill(phase: Phase, grace: float, delay: float) -> None:
+    plan = drain_plan(phase, grace, delay)
+    assert 0 <= plan.accept_s <= plan.finish_s
+    assert plan.finish_s == 0 or plan.finish_s <= grace - RESERVE_SECONDS
+    assert plan.accept_s <= delay
+
+
+def test_readiness_follows_the_phase() -> None:
+    lifecycle = Lifecycle()
+    assert lifecycle.readiness() == (503, {"reason": "loading"})
+    assert lifecycle.serve()
+    assert lifecycle.readiness() == (200, {"status": "ready"})
+    assert lifecycle.drain() is Phase.SERVING
+    assert lifecycle.readiness() == (503, {"reason": "draining"})
+
+
+def test_a_load_that_ends_while_draining_does_not_make_it_ready() -> None:
+    lifecycle = Lifecycle()
+    assert lifecycle.drain() is Phase.LOADING
+    assert not lifecycle.serve()
+    assert lifecycle.readiness() == (503, {"reason": "draining"})
+
+
+def test_the_second_signal_is_told_apart() -> None:
+    lifecycle = Lifecycle()
+    lifecycle.serve()
+    assert lifecycle.drain() is not None
+    assert lifecycle.drain() is None

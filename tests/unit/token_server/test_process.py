@@ -1,0 +1,229 @@
+"""The process as the kubelet sees it: probes, signals, exit codes; and the stand-in server keeps the same contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+HERE = Path(__file__).resolve().parent
+REAL = [str(HERE / "serve_standin_engine.py")]
+STAND_IN = [str(HERE.parents[1] / "e2e/standin_server/standin.py"), "--token-interval", "0.05"]
+BODY: dict[str, Any] = {"model": "tiny", "prompt": "one two", "stream": True, "max_tokens": 30}
+Start = Callable[..., "Process"]
+both = pytest.mark.parametrize("program", [REAL, STAND_IN], ids=["token_server", "stand-in"])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+class Process:
+    def __init__(self, program: list[str], **variables: str) -> None:
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("TOKEN_SERVER_", "HF_"))},
+            "TOKEN_SERVER_PORT": str(self.port),
+            "TOKEN_SERVER_MODEL_SOURCE": "hf://org/tiny",
+            "TOKEN_SERVER_MODEL_NAME": "tiny",
+            "TOKEN_SERVER_GRACE_SECONDS": "12",
+            "TOKEN_SERVER_DRAIN_DELAY_SECONDS": "1",
+            **variables,
+        }
+        self.popen = subprocess.Popen(
+            [sys.executable, *program], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def get(self, path: str) -> httpx.Response | None:
+        try:
+            return httpx.get(self.base + path, timeout=5)
+        except httpx.TransportError:
+            return None
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        limit = time.monotonic() + 20
+        while not condition():
+            assert self.popen.poll() is None, self.popen.communicate()
+            assert time.monotonic() < limit
+            threading.Event().wait(0.02)
+
+    def ready(self) -> None:
+        self.wait_until(lambda: (found := self.get("/readyz")) and found.status_code == 200)
+
+    def listening(self) -> None:
+        self.wait_until(lambda: self.get("/healthz"))
+
+    def terminate(self) -> None:
+        self.popen.send_signal(signal.SIGTERM)
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.popen.communicate(timeout=20)
+        return self.popen.returncode, out, err
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[Process] = []
+
+    def begin(program: list[str], **variables: str) -> Process:
+        started.append(Process(program, **variables))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.popen.poll() is None:
+            process.popen.kill()
+        process.popen.communicate()
+
+
+@both
+def test_a_drain_finishes_what_runs(start: Start, program: list[str]) -> None:
+    process = start(program, TOKEN_SERVER_DRAIN_DELAY_SECONDS="3")  # room for the looks below on a busy machine
+    process.ready()
+    with httpx.stream("POST", f"{process.base}/v1/completions", json=BODY, timeout=20) as answer:
+        found = answer.iter_lines()
+        next(found)
+        process.terminate()
+        process.wait_until(lambda: (seen := process.get("/readyz")) and seen.status_code == 503)
+        refused = process.get("/readyz")
+        assert refused is not None
+        assert refused.json() == {"reason": "draining"}
+        late = process.get("/v1/models")
+        assert late is not None
+        assert late.status_code == 200, "requests are accepted while endpoints lag"
+        rest = [line for line in found if line]
+    texts = [json.loads(line[6:])["choices"][0]["text"] for line in rest[:-1]]
+    assert rest[-1] == "data: [DONE]"
+    assert "".join(texts).strip().endswith("token30"), "the whole answer, although SIGTERM came early"
+    code, _, err = process.end()
+    assert (code, "Traceback" in err) == (0, False)
+    assert process.get("/healthz") is None
+
+
+@both
+def test_the_grace_period_bounds_the_drain(start: Start, program: list[str]) -> None:
+    process = start(program, TOKEN_SERVER_GRACE_SECONDS="3", TOKEN_SERVER_DRAIN_DELAY_SECONDS="0")
+    process.ready()
+    with httpx.stream("POST", f"{process.base}/v1/completions", json={**BODY, "max_tokens": 900}, timeout=20) as answer:
+        next(answer.iter_lines())
+        began = time.monotonic()
+        process.terminate()
+        code, _, _ = process.end()
+    assert code == 0
+    assert time.monotonic() - began < 3
+
+
+@both
+def test_the_second_signal_ends_at_once(start: Start, program: list[str]) -> None:
+    process = start(program, TOKEN_SERVER_DRAIN_DELAY_SECONDS="10")
+    process.ready()
+    process.terminate()
+    process.wait_until(lambda: (seen := process.get("/readyz")) and seen.status_code == 503)
+    process.terminate()
+    code, _, _ = process.end()
+    assert code == 128 + signal.SIGTERM
+
+
+@both
+def test_a_pod_that_never_was_ready_ends_at_once(start: Start, program: list[str]) -> None:
+    loading = [*program, "--never-ready"] if program is STAND_IN else program
+    process = start(loading, TOKEN_SERVER_MODEL_SOURCE="hf://never/loads", TOKEN_SERVER_DRAIN_DELAY_SECONDS="10")
+    process.listening()
+    answer = process.get("/readyz")
+    assert answer is not None
+    assert (answer.status_code, answer.json()) == (503, {"reason": "loading"})
+    began = time.monotonic()
+    process.terminate()
+    code, _, _ = process.end()
+    assert (code, time.monotonic() - began < 8) == (0, True)
+
+
+@both
+def test_a_model_that_is_not_there(start: Start, program: list[str]) -> None:
+    process = start(program, TOKEN_SERVER_MODEL_SOURCE="file:///no/such/model")
+    code, _, err = process.end()
+    wanted = "cannot load model file:///no/such/model: not found: there is no folder /no/such/model in this container"
+    assert (code, err.splitlines()[-1]) == (1, wanted)
+
+
+@both
+@pytest.mark.parametrize("source", ["", "s3://bucket/model"])
+def test_a_source_that_is_none(start: Start, program: list[str], source: str) -> None:
+    process = start(program, TOKEN_SERVER_MODEL_SOURCE=source)
+    code, _, err = process.end()
+    assert code != 0
+    assert "TOKEN_SERVER_MODEL_SOURCE" in err.splitlines()[-1]
+
+
+@both
+def test_keys_are_asked_for(start: Start, program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "alice").write_text("key-1\n")
+    process = start(program, TOKEN_SERVER_API_KEYS_DIR=str(tmp_path))
+    process.ready()
+    statuses = [
+        httpx.get(f"{process.base}/v1/models", headers=headers).status_code
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer key-1"})
+    ]
+    assert statuses == [401, 401, 200]
+
+
+@both
+def test_no_key_at_all(start: Start, program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    code, _, err = start(program, TOKEN_SERVER_API_KEYS_DIR=str(tmp_path)).end()
+    last = f"no API key in {tmp_path}: the Secret of spec.api.keySecretRef does not exist or is empty"
+    assert (code, err.splitlines()[-1]) == (1, last)
+
+
+@both
+def test_a_port_in_use(start: Start, program: list[str]) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        process = start(program, TOKEN_SERVER_PORT=str(taken.getsockname()[1]))
+        code, _, err = process.end()
+    assert code == 1
+    assert "TOKEN_SERVER_PORT" in err.splitlines()[-1]
+
+
+def test_a_loader_that_breaks_ends_the_process(start: Start) -> None:
+    process = start(REAL, TOKEN_SERVER_MODEL_SOURCE="hf://broken/loader")
+    code, _, err = process.end()
+    assert (code, err.splitlines()[-1]) == (1, "cannot load model hf://broken/loader: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--fail-after", "0", "--fail-message", "no  weights"], "no weights"),
+        (["--crash-on-start"], "the stand-in fails, as asked"),
+        (["--require-hf-token"], "give a token in model.authSecretRef"),
+    ],
+)
+def test_the_stand_in_fails_as_asked(start: Start, arguments: list[str], line: str) -> None:
+    code, _, err = start([*STAND_IN, *arguments]).end()
+    assert code == 1
+    assert err.splitlines()[-1].endswith(line)
+
+
+def test_the_termination_message(tmp_path: Path) -> None:
+    """The kubelet's file is written if it is there, and not made if it is not."""
+    code = "import pathlib, sys; from token_server import main; main.TERMINATION_LOG = pathlib.Path(sys.argv[1])"
+    mounted, missing = tmp_path / "mounted", tmp_path / "missing"
+    mounted.write_text("an older and longer message than the new one")
+    for path in (mounted, missing):
+        done = subprocess.run([sys.executable, "-c", f"{code}; main.fail('two  words')", path], check=False)
+        assert done.returncode == 1
+    assert mounted.read_text() == "two words\n"
+    assert not missing.exists()

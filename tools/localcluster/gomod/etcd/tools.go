@@ -1,0 +1,8 @@
+//go:build tools
+
+// Package tools pins the programs that the local cluster builds.
+package tools
+
+import (
+	_ "go.etcd.io/etcd/server/v3"
+)

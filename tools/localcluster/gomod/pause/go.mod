@@ -1,0 +1,3 @@
+module tokenservice.dev/localcluster/pause
+
+go 1.26
