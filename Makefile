@@ -46,16 +46,20 @@ format: $(READY) ## formats the code
 unit: $(READY) ## tests of what decides; seconds
 	@$(VENV)/pytest -q tests/unit
 
+.PHONY: programs
+programs: $(READY) ## Kubernetes and what goes with it, built unless cached; 20 minutes the first time
+	@$(VENV)/python tools/localcluster build
+
 .PHONY: apiserver
-apiserver: $(READY) ## tests against a real etcd and kube-apiserver; minutes
+apiserver: programs ## tests against a real etcd and kube-apiserver; minutes
 	@$(VENV)/pytest -q tests/apiserver
 
 .PHONY: scale
-scale: $(READY) ## the reconcile benchmark, small, with limits; a minute
+scale: programs ## the reconcile benchmark, small, with limits; a minute
 	@$(VENV)/pytest -q tests/scale
 
 .PHONY: e2e
-e2e: $(READY) ## tests on a real kubelet, with real torch; minutes
+e2e: programs ## tests on a real kubelet, with real torch; minutes
 	@$(VENV)/pytest -q tests/e2e
 
 .PHONY: bench-reconcile

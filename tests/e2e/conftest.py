@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.client import Client
 from tests.support.api import Api
-from tests.support.cluster import ROOT, Cluster, localcluster
+from tests.support.cluster import BUILD_SECONDS, ROOT, Cluster, localcluster
 from tests.support.space import RESTRICTED, Space
 from tools.localchannel import in_cluster
 
@@ -55,7 +55,7 @@ def push(cluster: Cluster) -> Callable[..., str]:
 
     def run(image: str, *arguments: str) -> str:
         command = (sys.executable, "-m", "tokenservice.cli", "image", "push", image, "--plain-http", "--tag", "e2e")
-        done = cluster.run(*command, "--registry", cluster.registry, *arguments)
+        done = cluster.run(*command, "--registry", cluster.registry, *arguments, seconds=BUILD_SECONDS)
         return str(json.loads(done.stdout.splitlines()[-1])["image"])
 
     return run
@@ -127,7 +127,8 @@ def operator(cluster: Cluster, api: Api, operator_image: str, base_image: str) -
 @pytest.fixture(scope="session")
 def channel(operator: Cluster, push: Callable[..., str], base_image: str) -> str:
     """Conda channels and a package index inside the cluster (docs/local-channel.md); the name of their Deployment."""
-    folder = operator.run(sys.executable, "-m", "tools.localchannel", "build").stdout.strip().splitlines()[-1]
+    command = (sys.executable, "-m", "tools.localchannel", "build")
+    folder = operator.run(*command, seconds=BUILD_SECONDS).stdout.strip().splitlines()[-1]
     image = push("model", "--from", folder, "--name", "conda-channel")
     namespace = {"metadata": {"name": CHANNEL, "labels": RESTRICTED}}
     operator.apply({"apiVersion": "v1", "kind": "Namespace", **namespace})

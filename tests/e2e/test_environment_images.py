@@ -20,7 +20,7 @@ import yaml
 from tests.e2e import made_images
 from tests.e2e.conftest import CHANNEL, RELEASE, SYSTEM
 from tests.support.api import Api, Object
-from tests.support.cluster import ROOT, Cluster, condition
+from tests.support.cluster import BUILD_SECONDS, ROOT, Cluster, condition
 from tests.support.space import RESTRICTED, Space
 from tests.support.wait import eventually
 from tools.localchannel import in_cluster
@@ -61,7 +61,8 @@ def two_in_one(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> st
     folder = tmp_path_factory.mktemp("two")
     conda = folder / "conda"
     conda.mkdir()
-    channel = cluster.run(sys.executable, "-m", "tools.localchannel", "build").stdout.strip().splitlines()[-1]
+    build = (sys.executable, "-m", "tools.localchannel", "build")
+    channel = cluster.run(*build, seconds=BUILD_SECONDS).stdout.strip().splitlines()[-1]
     with served(Path(channel)) as url:
         settings = folder / "settings.yaml"
         settings.write_text(json.dumps({"channels": {"alias": url}, "pip": {"indexUrl": f"{url}/simple/"}}))

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+BUILD_SECONDS = 1200.0
+"""For an image or a channel, with nothing cached: gigabytes may have to come over the network first."""
 LOCALCLUSTER = (sys.executable, str(ROOT / "tools" / "localcluster"))
 
 
@@ -55,7 +57,9 @@ class Cluster:
         path = f"{self.facts['bin']}:{os.environ['PATH']}"
         return {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
 
-    def run(self, *command: str, input: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, input: str | None = None, check: bool = True, seconds: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a program against this cluster; fails the test with its words unless `check` is off."""
         done = subprocess.run(
             command,
@@ -65,7 +69,7 @@ class Cluster:
             text=True,
             check=False,
             cwd=ROOT,
-            timeout=300,
+            timeout=seconds,
         )
         if check:
             assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"

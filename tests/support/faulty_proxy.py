@@ -84,7 +84,7 @@ class FaultyProxy:
         self._server = server
         self._tls = ssl.create_default_context(cadata=ca)
         self._faults: list[Fault] = []
-        self._streams: dict[int, web.BaseRequest] = {}
+        self._streams: dict[int, tuple[Asked, web.BaseRequest]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
         self.requests: list[Asked] = []
@@ -113,9 +113,13 @@ class FaultyProxy:
         """Nobody gets another byte, and connections stay open: a firewall that forgot them."""
         self._loop.call_soon_threadsafe(self._flowing.clear)
 
+    def watched(self) -> set[str]:
+        """The resources of which a watch has an answer, and would be cut by `cut_watches`."""
+        return {what.resource for what, _ in tuple(self._streams.values()) if what.verb == "watch"}
+
     def cut_watches(self) -> None:
-        """Breaks every stream that is open now."""
-        self._loop.call_soon_threadsafe(self._cut)
+        """Breaks every stream that is open now; one that has no answer yet goes on."""
+        self._call(self._cut())
 
     def since(self, count: int, keep: Callable[[Asked], bool] = lambda _: True) -> list[Asked]:
         """The requests after the first `count`."""
@@ -138,7 +142,7 @@ class FaultyProxy:
 
     async def _stop(self) -> None:
         self._thaw()
-        self._cut()
+        await self._cut()
         await self._runner.cleanup()
         await self._session.close()
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -151,8 +155,9 @@ class FaultyProxy:
         released, self._released = self._released, asyncio.Event()
         released.set()
 
-    def _cut(self) -> None:
-        for request in tuple(self._streams.values()):
+    async def _cut(self) -> None:
+        streams, self._streams = self._streams, {}
+        for _, request in streams.values():
             _abort(request)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -180,13 +185,13 @@ class FaultyProxy:
             async with self._session.request(
                 request.method, url, data=body or None, headers=headers, allow_redirects=False
             ) as answer:
-                return await self._pass_on(request, answer, fault)
+                return await self._pass_on(what, request, answer, fault)
         except aiohttp.ClientError:  # the API server is gone, or broke the connection: so does the proxy
             _abort(request)
             return web.Response(status=502)
 
     async def _pass_on(
-        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, fault: Fault | None
+        self, what: Asked, request: web.BaseRequest, answer: aiohttp.ClientResponse, fault: Fault | None
     ) -> web.StreamResponse:
         if fault is not None and fault.kind == "lost":
             await answer.read()
@@ -204,9 +209,9 @@ class FaultyProxy:
             await response.write(data[: len(data) // 2])
             _abort(request)
             return response
-        self._streams[id(request)] = request
         try:
             await response.prepare(request)
+            self._streams[id(request)] = what, request
             async for chunk in answer.content.iter_any():
                 await self._flowing.wait()
                 await response.write(chunk)
@@ -214,7 +219,7 @@ class FaultyProxy:
         except ConnectionError:
             pass  # the operator went away, or its connection was cut here
         finally:
-            del self._streams[id(request)]
+            self._streams.pop(id(request), None)
         return response
 
 
