@@ -70,6 +70,10 @@ bench-reconcile: $(READY) ## 1,000 TokenServices at once against a bare client
 bench-environment: $(READY) ## what an environment and a change of it cost, from apply to the node
 	@$(VENV)/python -m bench.environment $(if $(CUDA),--cuda)
 
+.PHONY: bench-rollout
+bench-rollout: $(READY) ## what clients notice of an environment change, a rollback and a drained node
+	@$(VENV)/python -m bench.rollout
+
 .PHONY: crds
 crds: $(READY) ## carries crds/ and values.yaml over to the chart and the docs
 	@$(VENV)/python -m tools.sync_crds

@@ -6,14 +6,14 @@ Source of the format: audit.k8s.io/v1 in the Kubernetes reference. The log holds
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
-CHILDREN = frozenset({"deployments", "services", "poddisruptionbudgets"})
+CHILDREN = frozenset({"controllerrevisions", "deployments", "services", "poddisruptionbudgets"})
 
 
 @dataclass(frozen=True)
@@ -122,4 +122,13 @@ def counted(writes: Iterable[Write], user: str, since: datetime, until: datetime
         f"{w.verb} {w.what}" if w.code < 300 else f"{w.verb} {w.what} ({w.code})"
         for w in writes
         if w.user == user and w.what != "leases" and since <= w.answered <= until
+    )
+
+
+def after_ready(writes: Iterable[Write], user: str, namespace: str, ready: Mapping[str, datetime]) -> int:
+    """How many statuses `user` wrote of TokenServices that had been seen Ready before. ready: name -> when."""
+    return sum(
+        w.answered > ready[w.name]
+        for w in writes
+        if w.user == user and w.what == "tokenservices/status" and w.namespace == namespace and w.name in ready
     )

@@ -16,7 +16,7 @@ from tokenservice.api.meta import Condition, ObjectMeta
 from tokenservice.api.v1alpha1 import TokenService
 from tokenservice.kube.apply import with_hash
 from tokenservice.kube.status import status_patch
-from tokenservice.services import environment, render
+from tokenservice.services import environment, render, revisions, rollout
 from tokenservice.services.plan import CHILDREN, plan
 from tokenservice.services.podschema import PodSchema
 from tokenservice.services.snapshot import Snapshot
@@ -128,12 +128,12 @@ class Api:
 
     async def until_ready(
         self, namespace: str, count: int, progress: Callable[[int], None], seconds: float
-    ) -> datetime:
-        """Waits until so many TokenServices are Ready, by a watch; returns when that was.
+    ) -> dict[str, datetime]:
+        """Waits until so many TokenServices are Ready, by a watch; returns when each of them was seen to be.
 
         Raises BenchError after `seconds`.
         """
-        ready: set[str] = set()
+        ready: dict[str, datetime] = {}
         try:
             async with asyncio.timeout(seconds):
                 while True:
@@ -141,9 +141,12 @@ class Api:
                     with contextlib.suppress(aiohttp.ClientError):
                         async for event in self._watch(namespace):
                             name = event.object.metadata.name
-                            (ready.add if event.object.ready else ready.discard)(name)
+                            if not event.object.ready:
+                                ready.pop(name, None)
+                            else:
+                                ready.setdefault(name, datetime.now(UTC))
                             if len(ready) == count:
-                                return datetime.now(UTC)
+                                return ready
                             progress(len(ready))
                     ready.clear()
                     await asyncio.sleep(0.2)
@@ -179,13 +182,16 @@ async def prepare(api: Api, namespace: str) -> Texts:
     around = environment.surroundings(service, None, None, get=lambda _: None, users_of=lambda _: ())
     children = render.children(service, schema, around.runs_in)
     snapshot = Snapshot(service, children, None, None, None, (), datetime.now(UTC), "cluster.local", around)
-    status = plan(snapshot, dict.fromkeys(CHILDREN, "missing")).status
-    if status is None or children.deployment is None:
-        raise BenchError("the operator's plan for a new TokenService lacks its status or its Deployment")
+    step = rollout.step(snapshot)
+    status = plan(snapshot, dict.fromkeys(CHILDREN, "missing"), step).status
+    if status is None or children.deployment is None or step.target is None or step.create is None:
+        raise BenchError("the operator's plan for a new TokenService lacks its status, its revision or its Deployment")
+    deployment = revisions.deployment(children.deployment, step.target, hold=False)
     return Texts(
         service=manifest(NAME, namespace),
         children=(
-            (f"/apis/apps/v1/namespaces/{namespace}/deployments", _encode(with_hash(children.deployment))),
+            (f"/apis/apps/v1/namespaces/{namespace}/controllerrevisions", _encode(step.create)),
+            (f"/apis/apps/v1/namespaces/{namespace}/deployments", _encode(deployment)),
             (f"/api/v1/namespaces/{namespace}/services", _encode(with_hash(children.service))),
             (f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets", _encode(with_hash(children.budget))),
         ),
@@ -220,7 +226,8 @@ async def write_all(api: Api, texts: Texts, namespace: str, names: Iterable[str]
         uid = msgspec.json.decode(body, type=_Created).metadata.uid.encode()
         for path, text in texts.children:
             data = text.replace(NAME.encode(), real).replace(UID.encode(), uid)
-            await api.send("PATCH", f"{path}/{name}{MANAGER}", data, APPLY)
+            called = msgspec.json.decode(data, type=_Created).metadata.name
+            await api.send("PATCH", f"{path}/{called}{MANAGER}", data, APPLY)
         status = texts.status.replace(NAME.encode(), real)
         await api.send("PATCH", f"{collection}/{name}/status{MANAGER}", status, MERGE)
 

@@ -138,7 +138,7 @@ class _Manager:
             client, instance=self._options.pod_name, size=10_000, on_dropped=self._metrics.event_dropped
         )
         parts = Parts(self._options, self._metrics, client, recorder, template=self._template)
-        async with asyncio.TaskGroup() as group:
+        async with contextlib.aclosing(parts), asyncio.TaskGroup() as group:
             group.create_task(recorder.run())
             for informer in parts.informers:
                 group.create_task(informer.run())

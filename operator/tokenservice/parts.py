@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
@@ -10,7 +10,7 @@ import msgspec
 
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
-from tokenservice.api.meta import Deployment, Object, ObjectMeta, Pod
+from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.environments import controller as environments
 from tokenservice.environments import jobs
 from tokenservice.environments.attempts import Job
@@ -26,10 +26,23 @@ from tokenservice.options import Options
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
-from tokenservice.services.controller import BUDGETS, DEPLOYMENTS, PODS, SERVICES, TOKENSERVICES, Caches, Reconciler
-from tokenservice.services.failures import pod_failures
+from tokenservice.services import revisions
+from tokenservice.services.controller import (
+    BUDGETS,
+    DEPLOYMENTS,
+    NODES,
+    PODS,
+    PULLS,
+    REVISIONS,
+    SERVICES,
+    TOKENSERVICES,
+    Caches,
+    Reconciler,
+)
+from tokenservice.services.failures import is_ready, pod_failures
 from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.store import Key, Store, decode, read
+from tokenservice.services.verify import Asker
 from tokenservice.watch import Kind
 
 T = TypeVar("T", bound=HasMetadata)
@@ -63,16 +76,24 @@ class Parts:
             self._informer(
                 CONDAENVIRONMENTS, CondaEnvironment, self.environment_told, None, selector=None, namespace=namespace
             )
+        self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
+        caches = self._caches()
         services = Reconciler(
             client,
             self.services,
-            Caches(**self._caches(), environments=self.environments),
+            Caches(**caches, environments=self.environments, nodes=self._nodes()),
             self.schemas,
             recorder,
+            asker=self._asker,
+            metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
         )
-        collection = environments.Collection(self.services, complete=lambda: not self._unreadable)
+        collection = environments.Collection(
+            self.services,
+            complete=lambda: not self._unreadable,
+            more=lambda: map(revisions.image, caches["revisions"].all()),
+        )
         cenvs = environments.Reconciler(
             client,
             self.environments,
@@ -88,6 +109,10 @@ class Parts:
             self._controller("tokenservice", self._queue, services.reconcile),
             self._controller("condaenvironment", self._environment_queue, cenvs.reconcile),
         )
+
+    async def aclose(self) -> None:
+        """Ends what is under way in the background."""
+        await self._asker.close()
 
     def ask_all(self) -> None:
         """Has every resource looked at."""
@@ -152,8 +177,9 @@ class Parts:
             self._queue.add(key)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
-        # Counts come from the Deployment; of pods only what ails them matters.
-        if (pod_failures(old) if old else []) != (pod_failures(new) if new else []):
+        if old and new is None:
+            self._asker.forget(old.metadata.uid)
+        if (_matters(old) if old else None) != (_matters(new) if new else None):
             self._child_changed(old, new)
 
     def _job_changed(self, old: HasMetadata | None, new: HasMetadata | None) -> None:
@@ -170,7 +196,13 @@ class Parts:
             "services": self._children(SERVICES, Object, self._child_changed),
             "budgets": self._children(BUDGETS, Object, self._child_changed),
             "pods": self._children(PODS, Pod, self._pod_changed, _service_of),
+            "revisions": self._children(REVISIONS, ControllerRevision, self._child_changed, _service_of),
         }
+
+    def _nodes(self) -> Callable[[], Iterable[Node]]:
+        if self._options.namespaces:  # whoever looks after namespaces alone may not see nodes
+            return tuple
+        return self._informer(NODES, Node, lambda _old, _new: None, None, selector=None, namespace=None).all
 
     def _job_caches(self, *, enabled: bool) -> jobs.Caches:
         if not enabled:
@@ -221,8 +253,19 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _service_of(pod: Pod) -> str:
-    return f"{pod.metadata.namespace}/{pod.metadata.labels.get(names.LABEL_SERVICE, '')}"
+def _service_of(item: HasMetadata) -> str:
+    """The key of the index by TokenService."""
+    labels = item.metadata.labels
+    if names.LABEL_PRE_PULL in labels:
+        return f"{item.metadata.namespace}/{labels[names.LABEL_PRE_PULL]}{PULLS}"
+    return f"{item.metadata.namespace}/{labels.get(names.LABEL_SERVICE, '')}"
+
+
+def _matters(pod: Pod) -> object:
+    """What of a pod leads to another plan: counts come from the Deployment."""
+    if names.LABEL_PRE_PULL in pod.metadata.labels:
+        return pod.status, pod.metadata.deletion_timestamp
+    return pod_failures(pod), is_ready(pod), pod.status.pod_ip
 
 
 def _need(item: HasMetadata) -> str:
@@ -258,4 +301,5 @@ def same(old: HasMetadata, new: HasMetadata) -> bool:
 
 def owner_key(metadata: ObjectMeta) -> Key:
     """The TokenService that an object belongs to: by its label, which outlives the owner reference of a pod."""
-    return metadata.namespace, metadata.labels.get(names.LABEL_SERVICE, metadata.name)
+    labels = metadata.labels
+    return metadata.namespace, labels.get(names.LABEL_SERVICE) or labels.get(names.LABEL_PRE_PULL) or metadata.name

@@ -90,7 +90,7 @@ def test_without_a_registry_there_are_no_environments(helm: Helm) -> None:
         & manager(objects)[0].keys()
     )
     rights = granted(objects.one("ClusterRole")) | granted(objects.one("Role"))
-    assert not {resource for _, resource, _ in rights} & {"jobs", "pods/log", "nodes"}
+    assert not {resource for _, resource, _ in rights} & {"jobs", "pods/log"}
 
 
 def test_the_settings_are_read_as_given(helm: Helm, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_every_pod_meets_the_restricted_standard(helm: Helm, values: Object, use
 
 def test_rights_of_the_operator_with_environments(helm: Helm) -> None:
     without, objects = (helm.render(values | {"rbac": {"aggregate": False}}) for values in ({}, OWN))
-    assert granted(objects.one("ClusterRole")) - granted(without.one("ClusterRole")) == {("", "nodes", "list")}
+    assert granted(objects.one("ClusterRole")) == granted(without.one("ClusterRole"))
     assert granted(objects.one("Role")) - granted(without.one("Role")) == {
         *(("batch", "jobs", verb) for verb in ("list", "watch", "create", "delete")),
         *(("", "pods", verb) for verb in ("list", "watch")),

@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from tokenservice.api.jobs import EXIT_TERMINAL, RESULT_BYTES, JobResult, Problem, encode_result
+from tokenservice.services.revisions import KEPT
 
 from tests.apiserver.chart_plane import ACCOUNT, CHART, IMAGE, Plane, control_plane, declare
-from tests.support.cluster import localcluster
+from tests.support.api import Api
+from tests.support.cluster import localcluster, token_service
+from tests.support.played_kubelet import TOLERATION, played
 from tests.support.wait import eventually
 
 Right = tuple[str, str, str]
@@ -150,6 +153,40 @@ def an_environment_comes_and_goes(plane: Plane) -> None:
     eventually(lambda: not plane.kubectl("get", "jobs", *job), "the Job that nothing needs is deleted")
 
 
+def a_rollout(plane: Plane) -> None:
+    """A revision that is good; then another image, which is brought to the node first; then more than are kept."""
+    api = Api(plane.cluster.kubeconfig)
+    here = "--namespace=team-a"
+    try:
+        with played(api):
+            spec: dict[str, Any] = {"template": {"spec": {"tolerations": [TOLERATION]}}}
+            api.apply("team-a", token_service("rolled", "example.com/old", **spec))
+
+            def status() -> dict[str, Any]:
+                return (api.get("TokenService", "team-a", "rolled") or {}).get("status", {})
+
+            eventually(lambda: status().get("lastGoodRevision"), "the first revision is good", seconds=60)
+            first = status()["lastGoodRevision"]
+            change = {"spec": {"environment": {"image": {"reference": "example.com/new"}}}}
+            api.patch("TokenService", "team-a", "rolled", change)
+            eventually(lambda: status()["lastGoodRevision"] != first, "the second is", seconds=60)
+            for number in range(KEPT):
+                before = status()["updateRevision"]
+                more = {"spec": {"engine": {"args": [f"--number={number}"]}}}
+                api.patch("TokenService", "team-a", "rolled", more)
+                eventually(lambda before=before: status()["updateRevision"] != before, "the revision is known")
+            history = (
+                "get",
+                "controllerrevisions",
+                "--selector=tokenservice.dev/service=rolled",
+                here,
+                "--output=name",
+            )
+            eventually(lambda: first not in plane.kubectl(*history), "the oldest revision goes")
+    finally:
+        api.close()
+
+
 def test_every_right_is_used_and_none_is_missing(plane: Plane, tmp_path: Path) -> None:
     plane.helm("install", "op", str(CHART), IMAGE, "--set=replicas=0", "--set=registry.url=registry.example.com/team")
     here = "--namespace=team-a"
@@ -174,6 +211,7 @@ def test_every_right_is_used_and_none_is_missing(plane: Plane, tmp_path: Path) -
             "there is an event",
         )
         an_environment_comes_and_goes(plane)
+        a_rollout(plane)
 
     log = [json.loads(line) for line in (plane.state / "audit.log").read_text().splitlines()]
     events = [event for event in log if event["user"]["username"] == ACCOUNT]

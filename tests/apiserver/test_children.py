@@ -192,7 +192,9 @@ def test_what_others_own_stays(space: Space, plane: Plane) -> None:
     space.settled("llm")
     plane.cluster.kubectl("rollout", "restart", "-n", space.name, "deployment/llm")
     space.patch("Deployment", "llm", {"metadata": {"labels": {"team": "a"}, "annotations": {"example.com/note": "x"}}})
-    space.patch("Deployment", "llm", {"spec": {"minReadySeconds": 7, "revisionHistoryLimit": 10}})
+    space.patch(
+        "Deployment", "llm", {"spec": {"template": {"spec": {"dnsPolicy": "Default"}}, "revisionHistoryLimit": 10}}
+    )
     space.patch("Service", "llm", {"spec": {"sessionAffinity": "ClientIP"}, "metadata": {"labels": {"team": "a"}}})
     mark = plane.audit.position()
     # A new spec is applied, and takes nothing of it away.
@@ -202,7 +204,7 @@ def test_what_others_own_stays(space: Space, plane: Plane) -> None:
     assert "kubectl.kubernetes.io/restartedAt" in deployment["spec"]["template"]["metadata"]["annotations"]
     assert deployment["metadata"]["labels"]["team"] == "a"
     assert deployment["metadata"]["annotations"]["example.com/note"] == "x"
-    assert deployment["spec"]["minReadySeconds"] == 7
+    assert deployment["spec"]["template"]["spec"]["dnsPolicy"] == "Default"
     assert service["spec"]["sessionAffinity"] == "ClientIP"
     assert service["metadata"]["labels"]["team"] == "a"
     # Nor was anything written to the Service, which the new spec does not touch.

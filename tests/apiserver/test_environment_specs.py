@@ -20,6 +20,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("day", {"excludeNewer": "yesterday"}, "spec.excludeNewer"),
     ("no such day", {"excludeNewer": "2026-02-30"}, "spec.excludeNewer"),
     ("lock", {"lock": "./pixi.lock"}, "spec.lock"),
+    ("schedule", {"rebuild": {"schedule": "monthly"}}, "spec.rebuild.schedule"),
+    ("four fields", {"rebuild": {"schedule": "0 3 1 *"}}, "spec.rebuild.schedule"),
+    ("no schedule", {"rebuild": {}}, "spec.rebuild.schedule"),
 ]
 
 
@@ -47,8 +50,10 @@ def test_a_spec_is_needed(space: Space) -> None:
         {"virtualPackages": {"cuda": "12.4", "glibc": "2.36"}, "baseImage": "debian:12-slim"},
         {"excludeNewer": "2026-01-31", "lock": "localhost:30500/environments@sha256:" + "0" * 64},
         {"variables": {"A": "1", "B": 2}, "name": "mine"},
+        {"rebuild": {"schedule": "0 3 * * MON"}},
         # The operator says what is wrong with these, and what to write instead.
         {"chanels": ["a"], "prefix": "/x"},
+        {"rebuild": {"schedule": "0 0 31 2 *"}},
         {"channels": "conda-forge", "dependencies": [3.9, {"python": 3.9}], "variables": ["A=1"], "name": 3},
     ],
 )

@@ -80,9 +80,9 @@ class Client:
         return Answer(**json.loads(self.space.kubectl(*self.command("ask", url), input=given)))
 
     @contextlib.contextmanager
-    def asking_steadily(self, url: str, model: str) -> Iterator[Report]:
-        """Asks for as long as the block runs; begins once each kind of request was answered."""
-        command = ("kubectl", "--namespace", self.space.name, *self.command("steadily", url, model))
+    def asking_steadily(self, url: str, model: str, *, each: int = 2) -> Iterator[Report]:
+        """Asks for as long as the block runs; begins once each kind of request was answered. each: clients a kind."""
+        command = ("kubectl", "--namespace", self.space.name, *self.command("steadily", url, model, str(each)))
         report = Report()
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=self.cluster.environment, stdin=pipe, stdout=pipe, text=True) as process:

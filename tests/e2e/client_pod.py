@@ -1,7 +1,7 @@
 """What the tests' client runs in its pod, with the standard library alone: asks a service as any client in a cluster.
 
 ask URL                  one request, its body and headers as JSON on standard input; answers JSON
-steadily URL MODEL       asks without a pause until standard input ends; answers JSON
+steadily URL MODEL N     N clients of each habit ask without a pause until standard input ends; answers JSON
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def ask(url: str) -> dict[str, object]:
 
 
 class Steady:
-    """Clients of three habits, two of each: a new connection each time, one connection kept, streams."""
+    """Clients of three habits, so many of each: a new connection each time, one connection kept, streams."""
 
-    def __init__(self, url: str, model: str) -> None:
-        self.url, self.model = url, model
+    def __init__(self, url: str, model: str, each: int) -> None:
+        self.url, self.model, self.each = url, model, each
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.answers = {"fresh": 0, "kept": 0, "stream": 0}
@@ -90,7 +90,7 @@ class Steady:
                     self.answers[habit] += 1
 
     def run(self) -> dict[str, object]:
-        clients = [threading.Thread(target=self.client, args=(habit,)) for habit in [*self.answers] * 2]
+        clients = [threading.Thread(target=self.client, args=(habit,)) for habit in [*self.answers] * self.each]
         for client in clients:
             client.start()
         while not all(self.answers.values()) and not self.failures:
@@ -104,7 +104,7 @@ class Steady:
 
 
 def main(words: list[str]) -> None:
-    print(json.dumps(ask(words[1]) if words[0] == "ask" else Steady(words[1], words[2]).run()))
+    print(json.dumps(ask(words[1]) if words[0] == "ask" else Steady(words[1], words[2], int(words[3])).run()))
 
 
 if __name__ == "__main__":

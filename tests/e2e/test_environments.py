@@ -17,7 +17,7 @@ from tokenservice.api.jobs import REQUEST_VARIABLE, decode_result
 
 from tests.e2e.conftest import CHANNEL, LOGIN, SYSTEM
 from tests.support.api import Api, Object
-from tests.support.cluster import LOCALCLUSTER, Cluster, condition
+from tests.support.cluster import LOCALCLUSTER, Cluster, condition, localcluster
 from tests.support.space import Space, container
 from tests.support.wait import eventually
 from tests.support.watch import Timeline
@@ -249,6 +249,45 @@ def test_a_channel_that_is_down_and_comes_back(
     noted = [event["reason"] for event in team.events("waiting", "CondaEnvironment")]
     assert noted == ["ChannelUnavailable", "Locked", "Built"], "said once, however often it is tried"
     assert len(jobs(api, mark, "lock")) == 1
+
+
+@pytest.fixture
+def no_registry(operator: Cluster) -> Iterator[None]:
+    """Nothing answers where images go; at the end it is back."""
+    localcluster("stop", "--name", operator.name, "--component", "registry")
+    try:
+        yield
+    finally:
+        localcluster("start", "--name", operator.name, "--component", "registry")
+
+
+def test_a_registry_that_is_down_and_comes_back(
+    team: Space, api: Api, operator: Cluster, mark: str, no_registry: None
+) -> None:
+    declare(team, "stored", conda(mark))
+    told = says(team, "stored", "Locked", "RegistryUnavailable", seconds=90)
+    assert operator.registry in told["message"]
+    assert "RegistryUnavailable" in team.kubectl("describe", "cenv", "stored")
+    localcluster("start", "--name", operator.name, "--component", "registry")
+    # The Job itself tries again, after 10 s and then 20 s.
+    built(team, "stored", seconds=120)
+    assert len(jobs(api, mark, "lock")) == 1
+
+
+def test_an_evicted_job_goes_on_in_another_pod(team: Space, api: Api, operator: Cluster, mark: str) -> None:
+    """Evicted as by the drain of its node."""
+    declare(team, "moved", conda(mark))
+    victim = running(api, mark, "lock")["metadata"]
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": victim["name"], "namespace": SYSTEM},
+    }
+    path = f"/api/v1/namespaces/{SYSTEM}/pods/{victim['name']}/eviction"
+    operator.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+    assert built(team, "moved")["image"]
+    assert len(jobs(api, mark, "lock")) == 1
+    assert condition(team.there("CondaEnvironment", "moved"), "Locked")["reason"] == "Locked"
 
 
 def test_a_job_that_is_killed_is_started_again(team: Space, api: Api, operator: Cluster, channel: str) -> None:

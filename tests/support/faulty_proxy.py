@@ -77,6 +77,21 @@ class Fault:
         )
 
 
+@dataclass
+class Strike:
+    """What happens at the write of that number (the first is 1) of its kind: before the server hears of it, or once it
+    has done what is asked. Nobody gets the answer.
+    """
+
+    verb: str
+    resource: str
+    number: int
+    moment: Literal["before", "after"]
+    strike: Callable[[], None]
+    at: Asked | None = None
+    """The write at which it came to that."""
+
+
 class FaultyProxy:
     """The proxy, in a thread of its own. `url` is what to use as the server."""
 
@@ -87,7 +102,10 @@ class FaultyProxy:
         self._streams: dict[int, tuple[Asked, web.BaseRequest]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
+        self._strike: Strike | None = None
         self.requests: list[Asked] = []
+        self.writes: list[Asked] = []
+        """The writes that reached the server, or were about to; Leases excluded."""
         self.url = ""
 
     def start(self) -> None:
@@ -103,6 +121,11 @@ class FaultyProxy:
         """From now on; the one injected first wins. `hits` tells how often it struck."""
         self._faults.append(fault)
         return fault
+
+    def strike(self, strike: Strike) -> None:
+        """From now on; `number` counts the writes that are yet to come."""
+        self._strike = strike
+        strike.number += self._count(strike)
 
     def heal(self) -> None:
         """No faults from now on; requests that hang are cut off."""
@@ -165,6 +188,10 @@ class FaultyProxy:
         self.requests.append(what)
         body = await request.read()
         await self._flowing.wait()
+        strike = self._struck(what)
+        if strike is not None and strike.moment == "before":
+            _hit(strike, what, request)
+            return web.Response(status=502)
         fault = next((fault for fault in self._faults if fault.takes(what)), None)
         if fault is not None:
             fault.hits += 1
@@ -185,10 +212,26 @@ class FaultyProxy:
             async with self._session.request(
                 request.method, url, data=body or None, headers=headers, allow_redirects=False
             ) as answer:
+                if strike is not None:
+                    await answer.read()
+                    _hit(strike, what, request)
+                    return web.Response(status=502)
                 return await self._pass_on(what, request, answer, fault)
         except aiohttp.ClientError:  # the API server is gone, or broke the connection: so does the proxy
             _abort(request)
             return web.Response(status=502)
+
+    def _struck(self, what: Asked) -> Strike | None:
+        if what.verb not in _VERBS.values() or what.resource == "leases":
+            return None
+        self.writes.append(what)
+        strike = self._strike
+        if strike is None or strike.at or (what.verb, what.resource) != (strike.verb, strike.resource):
+            return None
+        return strike if self._count(strike) == strike.number else None
+
+    def _count(self, strike: Strike) -> int:
+        return sum((write.verb, write.resource) == (strike.verb, strike.resource) for write in self.writes)
 
     async def _pass_on(
         self, what: Asked, request: web.BaseRequest, answer: aiohttp.ClientResponse, fault: Fault | None
@@ -221,6 +264,12 @@ class FaultyProxy:
         finally:
             self._streams.pop(id(request), None)
         return response
+
+
+def _hit(strike: Strike, what: Asked, request: web.BaseRequest) -> None:
+    strike.at = what
+    strike.strike()
+    _abort(request)
 
 
 def _abort(request: web.BaseRequest) -> None:

@@ -67,6 +67,28 @@ class Space:
 
         return eventually(look, f"Ready of {service} says {reason}", seconds=seconds)
 
+    def condition(self, service: str, kind: str, reason: str, *, seconds: float = 60.0) -> Object:
+        """The condition of that type of a TokenService, once it has this reason for the newest spec."""
+
+        def look() -> Object:
+            found = condition(self.there("TokenService", service), kind)
+            assert found.get("reason") == reason, found
+            return found
+
+        return eventually(look, f"{kind} of {service} says {reason}", seconds=seconds)
+
+    def good(self, service: str, *, seconds: float = 60.0) -> Object:
+        """The TokenService, once the revision that its newest spec asks for has proven good."""
+
+        def look() -> Object:
+            found = self.there("TokenService", service)
+            status = found.get("status", {})
+            assert condition(found).get("reason") == "Serving", status
+            assert status.get("lastGoodRevision") == status["updateRevision"] == status["currentRevision"], status
+            return found
+
+        return eventually(look, f"the newest revision of {service} is good", seconds=seconds)
+
     def ready(self, service: str, *, seconds: float = 60.0) -> Object:
         """The TokenService, once every replica of its newest spec serves."""
         return self.says(service, "Serving", seconds=seconds)

@@ -11,17 +11,25 @@ READY = "Ready"
 AVAILABLE = "Available"
 PROGRESSING = "Progressing"
 ENVIRONMENT_READY = "EnvironmentReady"
+ROLLED_BACK = "RolledBack"
+"""Also a reason, of Ready and Progressing."""
 
 # Reasons of ours. Others are the kubelet's and the scheduler's own words, such as ImagePullBackOff or Unschedulable.
 SERVING = "Serving"
 SCALED_TO_ZERO = "ScaledToZero"
 STARTING = "Starting"
 ROLLING_OUT = "RollingOut"
+PRE_PULLING = "PrePulling"
+VERIFYING = "Verifying"
+ROLLING_BACK = "RollingBack"
 COMPLETE = "Complete"
 PAUSED = "Paused"
 INVALID_TEMPLATE = "InvalidTemplate"
 REJECTED = "Rejected"
 NAME_CONFLICT = "NameConflict"
+VERIFICATION_FAILED = "VerificationFailed"
+PRE_PULL_FAILED = "PrePullFailed"
+"""Of an event alone: it holds nothing up."""
 PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
 MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
 MINIMUM_REPLICAS_UNAVAILABLE = "MinimumReplicasUnavailable"
@@ -38,6 +46,9 @@ BUILDER_DISABLED = "BuilderDisabled"
 INVALID_ENVIRONMENT = "InvalidEnvironment"
 UNDER_WAY = frozenset({LOCKING, BUILDING})
 """Reasons of an environment that is not ready, of which nothing but time is asked."""
+
+Verdict = tuple[str, str, str]
+"""Status, reason, message of a condition."""
 
 MAX_MESSAGE_BYTES = 1024
 """Messages longer than this are cut; the API server takes 32,768 characters, people read fewer."""

@@ -10,6 +10,12 @@ from tokenservice.api.jobs import VirtualPackages
 from tokenservice.api.meta import Condition, ObjectMeta, Struct
 
 
+class Rebuild(Struct, frozen=True, kw_only=True):
+    """When the image is built again of the same lock; `schedule` as tokenservice.environments.schedule reads it."""
+
+    schedule: str
+
+
 class CondaEnvironmentSpec(Struct, frozen=True, kw_only=True):
     """What the schema promises; the environment itself is checked by tokenservice.environments.spec.
 
@@ -26,6 +32,7 @@ class CondaEnvironmentSpec(Struct, frozen=True, kw_only=True):
     base_image: str | None = None
     exclude_newer: str | None = None
     lock: str | None = None
+    rebuild: Rebuild | None = None
 
 
 class EnvironmentBytes(Struct, frozen=True, kw_only=True, omit_defaults=False):

@@ -6,7 +6,14 @@ reference, meta/v1, apps/v1, core/v1, policy/v1.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
+
+
+def time_of(stamp: str | None) -> datetime | None:
+    """A timestamp of Kubernetes' as a time; None for none."""
+    return datetime.fromisoformat(stamp) if stamp else None
 
 
 class Struct(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True):
@@ -63,6 +70,12 @@ class Condition(Struct, frozen=True, kw_only=True, omit_defaults=False):
     observed_generation: int = 0
 
 
+class DeploymentCondition(Condition, frozen=True, kw_only=True, omit_defaults=False):
+    """A condition as in apps/v1, which also tells when it was last confirmed: for Progressing, the last progress."""
+
+    last_update_time: str | None = None
+
+
 class DeploymentSpec(Struct, frozen=True, kw_only=True):
     replicas: int = 1
     paused: bool = False
@@ -74,13 +87,56 @@ class DeploymentStatus(Struct, frozen=True, kw_only=True):
     updated_replicas: int = 0
     ready_replicas: int = 0
     available_replicas: int = 0
-    conditions: tuple[Condition, ...] = ()
+    conditions: tuple[DeploymentCondition, ...] = ()
 
 
 class Deployment(Struct, frozen=True, kw_only=True):
     metadata: ObjectMeta
     spec: DeploymentSpec = DeploymentSpec()
     status: DeploymentStatus = DeploymentStatus()
+
+
+class RevisionData(Struct, frozen=True, kw_only=True):
+    """What a TokenService keeps in a ControllerRevision, each as JSON text; see services/revisions.py."""
+
+    inputs: msgspec.Raw = msgspec.Raw(b"{}")
+    template: msgspec.Raw = msgspec.Raw(b"{}")
+    environment: msgspec.Raw = msgspec.Raw(b"null")
+
+    def __post_init__(self) -> None:
+        # As decoded they refer to the whole message that they came in, and would keep it in memory.
+        for field in ("inputs", "template", "environment"):
+            msgspec.structs.force_setattr(self, field, msgspec.Raw(bytes(getattr(self, field))))
+
+
+class ControllerRevision(Struct, frozen=True, kw_only=True):
+    """One version of what a controller's pods are made from; `revision` counts them."""
+
+    metadata: ObjectMeta
+    revision: int = 0
+    data: RevisionData = RevisionData()
+
+
+class Taint(Struct, frozen=True, kw_only=True):
+    key: str
+    value: str = ""
+    effect: str = ""
+
+
+class NodeSpec(Struct, frozen=True, kw_only=True):
+    unschedulable: bool = False
+    taints: tuple[Taint, ...] = ()
+
+
+class NodeStatus(Struct, frozen=True, kw_only=True):
+    conditions: tuple[Condition, ...] = ()
+    allocatable: dict[str, str] = {}
+
+
+class Node(Struct, frozen=True, kw_only=True):
+    metadata: ObjectMeta
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
 
 
 class ContainerStateWaiting(Struct, frozen=True, kw_only=True):
@@ -113,8 +169,13 @@ class ContainerStatus(Struct, frozen=True, kw_only=True):
     last_state: ContainerState = ContainerState()
 
 
+class PodSpec(Struct, frozen=True, kw_only=True):
+    node_name: str = ""
+
+
 class PodStatus(Struct, frozen=True, kw_only=True):
     phase: str = ""
+    pod_ip: str = msgspec.field(name="podIP", default="")
     reason: str = ""
     message: str = ""
     conditions: tuple[Condition, ...] = ()
@@ -124,4 +185,5 @@ class PodStatus(Struct, frozen=True, kw_only=True):
 
 class Pod(Struct, frozen=True, kw_only=True):
     metadata: ObjectMeta
+    spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()

@@ -20,6 +20,10 @@ LABEL_DEPLOYMENT = f"{GROUP}/deployment"
 A pod that serves without belonging to the Deployment yet carries `LABEL_SERVICE` alone, since the disruption
 controller would otherwise count the replicas of both owners.
 """
+LABEL_REVISION = f"{GROUP}/revision"
+"""On pods: the end of the name of the ControllerRevision that they were made from."""
+LABEL_PRE_PULL = f"{GROUP}/pre-pull"
+"""On pods that do nothing but bring images to a node: the TokenService that is about to need them there."""
 APP_NAME = "token-server"
 LABEL_JOB = f"{GROUP}/job"
 """On Jobs and their pods: `lock`, `build` or `collect`."""
@@ -30,6 +34,13 @@ JOB_CONTAINER = "job"
 ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
 ANNOTATION_RETRY = f"{GROUP}/retry"
 """On a TokenService: any new value makes the operator try again what it had given up until the spec changes."""
+
+ANNOTATION_REVISION = f"{GROUP}/revision"
+"""On a Deployment: the ControllerRevision that it has its template from."""
+ANNOTATION_FAILED = f"{GROUP}/failed"
+"""On a ControllerRevision whose rollout failed: why and when, and what was asked for; JSON."""
+ANNOTATION_ASKED_AT = f"{GROUP}/asked-at"
+"""On a ControllerRevision that was asked for again: when."""
 
 MANAGED_SELECTOR = f"{LABEL_MANAGED_BY}={OPERATOR}"
 CONTAINER = "server"
@@ -43,4 +54,16 @@ def child_labels(service: str) -> dict[str, str]:
         LABEL_NAME: APP_NAME,
         LABEL_INSTANCE: service,
         LABEL_SERVICE: service,
+    }
+
+
+def owner(kind: str, name: str, uid: str) -> dict[str, str | bool]:
+    """The reference to the resource of ours that controls an object."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
     }

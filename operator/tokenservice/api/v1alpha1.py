@@ -53,7 +53,9 @@ class Environment(Struct, frozen=True, kw_only=True):
 class Rollout(Struct, frozen=True, kw_only=True):
     max_surge: int | str = 1
     max_unavailable: int | str = 0
+    pre_pull: bool = True
     progress_deadline_seconds: int = 600
+    on_failure: Literal["Rollback", "Pause"] = "Rollback"
 
 
 class Api(Struct, frozen=True, kw_only=True):
@@ -99,6 +101,9 @@ class TokenServiceStatus(Struct, frozen=True, kw_only=True, omit_defaults=False)
     replicas: int = 0
     ready_replicas: int = 0
     updated_replicas: int = 0
+    current_revision: str | None = None
+    update_revision: str | None = None
+    last_good_revision: str | None = None
     environment: EnvironmentStatus | None = None
     failures: tuple[Failure, ...] = ()
     conditions: tuple[Condition, ...] = ()

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from tokenservice.api.conditions import cut, cut_front
 from tokenservice.api.jobs import TERMINAL, JobResult, Problem, decode_result
-from tokenservice.api.meta import Condition, ContainerStateTerminated, ObjectMeta, Pod, Struct
+from tokenservice.api.meta import Condition, ContainerStateTerminated, ObjectMeta, Pod, Struct, time_of
 
 POD_SECONDS = 10.0
 """How long a pod may take to show up here: after its Job was made, and in the end after the Job is known to have ended,
@@ -153,11 +153,6 @@ def trouble(pod: Pod) -> tuple[str, str] | None:
         if ended and (ended.exit_code or ended.signal):
             return _end(ended)
     return None
-
-
-def time_of(stamp: str | None) -> datetime | None:
-    """A timestamp of Kubernetes' as a time; None for none."""
-    return datetime.fromisoformat(stamp) if stamp else None
 
 
 def _going(attempt: Attempt, newest: Pod | None, problem: Problem | None) -> Going:

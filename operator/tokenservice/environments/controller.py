@@ -10,9 +10,9 @@ from typing import Protocol
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.jobs import CollectRequest
+from tokenservice.api.meta import time_of
 from tokenservice.api.v1alpha1 import TokenService
 from tokenservice.environments import housekeeping
-from tokenservice.environments.attempts import time_of
 from tokenservice.environments.jobs import Jobs, RefusedError
 from tokenservice.environments.needs import NAME_DIGITS, Stage
 from tokenservice.environments.plan import Create, Plan, needed, plan
@@ -45,13 +45,15 @@ class StageMetrics(Protocol):
 
 @dataclass(frozen=True)
 class Collection:
-    """How images are collected: `services` are asked what they run; `complete` says whether all resources were read.
+    """How images are collected: `services` are asked what they run, `more` gives images that others may go back to;
+    `complete` says whether all resources were read.
 
     None in its place: never.
     """
 
     services: Iterable[TokenService]
     complete: Callable[[], bool]
+    more: Callable[[], Iterable[str | None]] = tuple
 
 
 @dataclass
@@ -206,7 +208,7 @@ class Reconciler:
             left = housekeeping.collect_in(self._jobs.all(), wanted, now)
             if left > 0:
                 return Result(requeue_after=min(left, wait))
-            digests = housekeeping.keep(self._store, self._collection.services)
+            digests = housekeeping.keep(self._store, self._collection.services, self._collection.more())
             need = housekeeping.keep_hash(digests)
             earlier = [job for job in self._jobs.all() if job.metadata.labels.get(names.LABEL_ENVIRONMENT_HASH) == need]
             for job in earlier:  # when the same was to be kept; what came and went since is none of its business

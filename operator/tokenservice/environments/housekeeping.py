@@ -9,8 +9,9 @@ from datetime import datetime
 
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
+from tokenservice.api.meta import time_of
 from tokenservice.api.v1alpha1 import TokenService
-from tokenservice.environments.attempts import Job, time_of
+from tokenservice.environments.attempts import Job
 
 ORPHAN_SECONDS = 10.0
 """How old a Job that nobody waits for must be: who asked for it may be about to say so."""
@@ -43,9 +44,11 @@ def orphans(jobs: Iterable[Job], wanted: Collection[str], now: datetime) -> tupl
     return tuple(job for job in idle if _age(job, now) >= ORPHAN_SECONDS), min(young, default=None)
 
 
-def keep(environments: Iterable[CondaEnvironment], services: Iterable[TokenService]) -> tuple[str, ...]:
-    """Digests of every image and lock that a status or a spec names, sorted."""
-    references: set[str | None] = set()
+def keep(
+    environments: Iterable[CondaEnvironment], services: Iterable[TokenService], more: Iterable[str | None] = ()
+) -> tuple[str, ...]:
+    """Digests of every image and lock that a status, a spec or one of `more` names, sorted."""
+    references: set[str | None] = set(more)
     for environment in environments:
         status = environment.status
         references |= {status.image, status.lock, environment.spec.get("lock")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -74,17 +75,20 @@ def lock_need(environment: CondaEnvironment, canonical: Canonical) -> Need:
     return Need("lock", _digest(asked)[:HASH_DIGITS], request)
 
 
-def build_hash(environment: CondaEnvironment, canonical: Canonical, lock: Lock) -> str:
+def build_hash(environment: CondaEnvironment, canonical: Canonical, lock: Lock, began: datetime | None) -> str:
     """`status.buildHash`: of all that an image is made from.
 
     The environment's name is none of it: it must not roll anything, and those who share an image may have several.
+    `began`: when the schedule of rebuilds fired last; what the base image's name stands for may be another one since.
     """
     spec = environment.typed
-    return _digest(["build", lock.digest, spec.base_image, canonical.variables, spec.platform])[:HASH_DIGITS]
+    made_from = ["build", lock.digest, spec.base_image, canonical.variables, spec.platform]
+    # Without a schedule as it always was: another hash would build every environment again.
+    return _digest([*made_from, began.isoformat()] if began else made_from)[:HASH_DIGITS]
 
 
-def build_need(environment: CondaEnvironment, canonical: Canonical, lock: Lock) -> Need:
-    """The image of `lock`."""
+def build_need(environment: CondaEnvironment, canonical: Canonical, lock: Lock, began: datetime | None) -> Need:
+    """The image of `lock`; `began` as of build_hash."""
     spec = environment.typed
     request = BuildRequest(
         lock=lock.reference,
@@ -93,7 +97,7 @@ def build_need(environment: CondaEnvironment, canonical: Canonical, lock: Lock) 
         base_image=spec.base_image,
         variables=canonical.variables,
     )
-    asked = [build_hash(environment, canonical, lock), _retry(environment)]
+    asked = [build_hash(environment, canonical, lock, began), _retry(environment)]
     return Need("build", _digest(asked)[:HASH_DIGITS], request)
 
 

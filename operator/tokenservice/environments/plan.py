@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import msgspec
 
 from tokenservice.api import conditions as names
-from tokenservice.api.environments import CondaEnvironment, CondaEnvironmentStatus, EnvironmentBytes, HistoryEntry
+from tokenservice.api.environments import CondaEnvironmentStatus, EnvironmentBytes, HistoryEntry
 from tokenservice.api.events import Event
 from tokenservice.api.jobs import MESSAGE_BYTES, TERMINAL, BuildAnswer, JobResult, Reason
-from tokenservice.api.meta import Condition
+from tokenservice.api.meta import Condition, time_of
 from tokenservice.environments.attempts import (
     POD_SECONDS,
     Attempt,
@@ -31,6 +31,9 @@ from tokenservice.environments.spec import HASH_VERSION, Canonical
 RETRY_TERMINAL_SECONDS = 3600.0
 RETRY_PASSING_SECONDS = 60.0
 """After the end of a Job that failed, or after the API server refused one."""
+
+RENEWAL_SECONDS = 3600.0
+"""At most until a schedule is looked at again: the clock may be set meanwhile."""
 
 DISABLED = "nothing locks and builds environments in this cluster: set registry.url in the chart's values"
 
@@ -109,8 +112,8 @@ def needed(snapshot: Snapshot) -> tuple[Need, ...]:
         need = lock_need(environment, canonical)
         found = (need,)
         lock = _answered(snapshot, need)
-    if lock is not None and not _stands(environment, canonical, lock):
-        found = (*found, build_need(environment, canonical, lock))
+    if lock is not None and not _stands(snapshot, canonical, lock):
+        found = (*found, build_need(environment, canonical, lock, snapshot.began))
     return found
 
 
@@ -124,6 +127,8 @@ def plan(snapshot: Snapshot) -> Plan:
     steps = (locking, building)
     status = _status(snapshot, lock, image, {names.LOCKED: locking.verdict, names.BUILT: building.verdict})
     waits = [step.requeue_after for step in steps if step.requeue_after is not None]
+    if snapshot.period:
+        waits.append(min(RENEWAL_SECONDS, (snapshot.period[1] - snapshot.now).total_seconds()))
     return Plan(
         actions=tuple(step.action for step in steps if step.action),
         wants=frozenset(step.need.hash for step in steps if step.need),
@@ -164,9 +169,9 @@ def _build(snapshot: Snapshot, lock: Lock | None) -> tuple[BuildAnswer | None, _
     environment, canonical = snapshot.environment, snapshot.canonical
     if lock is None or isinstance(canonical, InvalidEnvironment):
         return None, _Step(("Unknown", names.WAITING_FOR_LOCK, "the environment is built once it is locked"))
-    if _stands(environment, canonical, lock):
+    if _stands(snapshot, canonical, lock):
         return None, _Step(_built(environment.status.image or ""))
-    step = _step(snapshot, build_need(environment, canonical, lock))
+    step = _step(snapshot, build_need(environment, canonical, lock, snapshot.began))
     answer = step.result.build if step.result else None
     return answer, replace(step, verdict=_built(answer.image)) if answer else step
 
@@ -257,7 +262,7 @@ def _status(
     return msgspec.structs.replace(
         status,
         image=image.image,
-        build_hash=build_hash(environment, canonical, lock),
+        build_hash=build_hash(environment, canonical, lock, snapshot.began),
         base=image.base,
         bytes=EnvironmentBytes(total=image.bytes_total, pushed=image.bytes_pushed, shared=image.bytes_shared),
         history=(entry, *past[: snapshot.keep_images]),
@@ -284,10 +289,26 @@ def _answers(need: Need, result: JobResult) -> bool:
     return (result.lock if need.stage == "lock" else result.build) is not None
 
 
-def _stands(environment: CondaEnvironment, canonical: Canonical, lock: Lock) -> bool:
+def _stands(snapshot: Snapshot, canonical: Canonical, lock: Lock) -> bool:
     """Whether the status has the image of this lock, made as the newest spec says."""
+    environment, began = snapshot.environment, snapshot.began
     status = environment.status
-    return status.image is not None and status.build_hash == build_hash(environment, canonical, lock)
+    if status.image is None:
+        return False
+    if status.build_hash == build_hash(environment, canonical, lock, began):
+        return True
+    # Built before there was a schedule, but since it would have fired: to ask for one is no reason to build.
+    return (
+        began is not None
+        and status.build_hash == build_hash(environment, canonical, lock, None)
+        and _built_since(status, began)
+    )
+
+
+def _built_since(status: CondaEnvironmentStatus, moment: datetime) -> bool:
+    built = status.condition(names.BUILT)
+    at = time_of(built.last_transition_time) if built and built.status == "True" else None
+    return at is not None and at >= moment
 
 
 def _locked(lock: Lock) -> Verdict:

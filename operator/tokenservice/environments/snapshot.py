@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from tokenservice.api.environments import CondaEnvironment
+from tokenservice.environments import schedule
 from tokenservice.environments.attempts import Attempt
 from tokenservice.environments.problems import InvalidEnvironment
 from tokenservice.environments.spec import Canonical
@@ -44,3 +46,16 @@ class Snapshot:
     enabled: bool = True
     collecting: bool = False
     keep_images: int = 3
+
+    @cached_property
+    def period(self) -> tuple[datetime, datetime] | None:
+        """When `spec.rebuild` fired last and when it fires next; None without one that can be used."""
+        if isinstance(self.canonical, InvalidEnvironment):
+            return None
+        rebuild = self.environment.typed.rebuild
+        return schedule.period(rebuild.schedule, self.now) if rebuild else None
+
+    @property
+    def began(self) -> datetime | None:
+        """When `spec.rebuild` fired last: what was built of a base image before is to be built again."""
+        return self.period[0] if self.period else None

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenservice.environments import matchspec, pip_lines
+from tokenservice.environments import matchspec, pip_lines, schedule
 from tokenservice.environments.document import Lines
 from tokenservice.environments.problems import InvalidEnvironment, Path, Problem, entry
 from tokenservice.environments.urls import CREDENTIALS_ADVICE, holds_secret
@@ -23,8 +23,8 @@ HASH_VERSION = 1
 
 KEYS = ("name", "channels", "dependencies", "variables")
 """What an environment.yml has."""
-RESOURCE_KEYS = ("platform", "virtualPackages", "baseImage", "excludeNewer", "lock")
-"""What a CondaEnvironment's spec has besides; of no concern here."""
+RESOURCE_KEYS = ("platform", "virtualPackages", "baseImage", "excludeNewer", "lock", "rebuild")
+"""What a CondaEnvironment's spec has besides; of no concern here, but for a schedule, which no CRD can check."""
 
 MAX_BYTES = 96 << 10
 """Of the canonical form: it is handed to a Job in one variable, of which Linux takes 128 KiB."""
@@ -89,6 +89,7 @@ def canonical(environment: Mapping[str, Any], *, lines: Lines | None = None) -> 
         "dependencies": reader.dependencies(environment.get("dependencies")),
         "variables": reader.variables(environment.get("variables")),
     }
+    reader.rebuild(environment.get("rebuild"))
     if not reader.problems and len(json.dumps(document).encode()) > MAX_BYTES:
         raise InvalidEnvironment([_TOO_LARGE])
     if reader.problems:
@@ -244,6 +245,25 @@ class _Reader:
             else:
                 made[name] = str(text)
         return dict(sorted(made.items()))
+
+    def rebuild(self, value: Any) -> None:
+        """It is no part of the canonical form: the lock does not depend on it."""
+        if value is None:
+            return
+        if not isinstance(value, dict):
+            self.add(("rebuild",), 'must have a line such as `schedule: "@monthly"`')
+            return
+        for key in value:
+            if key != "schedule":
+                self.add(("rebuild", str(key)), "is no key of rebuild; known is schedule")
+        path, text = ("rebuild", "schedule"), value.get("schedule")
+        if not isinstance(text, str):
+            self.add(path, f"must be text; {schedule.ADVICE}")
+            return
+        try:
+            schedule.check(text)
+        except schedule.InvalidSchedule as error:
+            self.add(path, str(error), text)
 
 
 def _single(item: Mapping[Any, Any]) -> str:

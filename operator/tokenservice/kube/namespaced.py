@@ -31,6 +31,10 @@ class Namespaced(Generic[T]):
     def by_index(self, key: str) -> tuple[T, ...]:
         return tuple(item for informer in self.informers for item in informer.by_index(key))
 
+    def all(self) -> tuple[T, ...]:
+        """Every object, as of now."""
+        return tuple(item for informer in self.informers for item in informer.all())
+
     def decode(self, data: bytes) -> T:
         """An object out of an answer to one of our own requests."""
         return self.informers[0].decode(data)

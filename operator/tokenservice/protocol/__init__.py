@@ -15,6 +15,8 @@ HEALTHZ = "/healthz"
 """200 as soon as the process listens, which is before the model is loaded."""
 READYZ = "/readyz"
 """200 while the model serves; 503 while it loads and from SIGTERM on."""
+VERIFYZ = "/verifyz"
+"""200 once the server has generated a token for itself, the way a request's are; asked without an API key."""
 METRICS = "/metrics"
 
 MODEL_MOUNT = "/var/run/tokenservice/model"

@@ -12,6 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 from tokenservice.runtime.controller import Outcome
 
 STAGES = ("lock", "build")
+ROLLOUT_STAGES = ("pre-pull", "update", "verify", "roll-back")
 _STAGE_SECONDS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -83,6 +84,18 @@ class Metrics:
         )
         for stage in STAGES:
             self.environment_stage.labels(stage)
+        self.rollout_stages = Histogram(
+            "tokenservice_rollout_stage_seconds",
+            "Time that a rollout spent in a stage.",
+            ["stage"],
+            buckets=_STAGE_SECONDS,
+            registry=registry,
+        )
+        for stage in ROLLOUT_STAGES:
+            self.rollout_stages.labels(stage)
+        self.rollbacks = Counter(
+            "tokenservice_rollbacks_total", "Revisions that gave way to the last good one.", registry=registry
+        )
         self.watch_events = Counter(
             "tokenservice_watch_events_total", "Events received by watches.", ["resource", "type"], registry=registry
         )
@@ -115,6 +128,14 @@ class Metrics:
     def stage(self, stage: str, seconds: float) -> None:
         """A stage of a CondaEnvironment is done: what their reconciler reports."""
         self.environment_stage.labels(stage).observe(seconds)
+
+    def rollout_stage(self, stage: str, seconds: float) -> None:
+        """A stage of a rollout is over: what the TokenServices' reconciler reports."""
+        self.rollout_stages.labels(stage).observe(seconds)
+
+    def rolled_back(self) -> None:
+        """A revision failed and gave way: what the TokenServices' reconciler reports."""
+        self.rollbacks.inc()
 
     def watch(self, resource: str, age: Callable[[], float]) -> None:
         """Shows the series of one watch from the start. age: seconds since its last event."""

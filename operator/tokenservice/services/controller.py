@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from tokenservice.api import names
+from tokenservice.api import conditions, names
 from tokenservice.api.environments import CondaEnvironment
-from tokenservice.api.meta import Deployment, Object, ObjectMeta, Pod
+from tokenservice.api.events import Event
+from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.kube.apply import keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.client import Client, Resource, decode
@@ -20,28 +21,48 @@ from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
-from tokenservice.services import environment, render
-from tokenservice.services.plan import CHILDREN, RETRY_REFUSED_SECONDS, Apply, Child, Plan, plan, wanted
+from tokenservice.services import environment, render, revisions, rollout
+from tokenservice.services.plan import RETRY_REFUSED_SECONDS, Apply, Child, Plan, plan, pull_events, wanted
 from tokenservice.services.podschema import InvalidTemplateError
+from tokenservice.services.rollout import Step
 from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.snapshot import Refusal, Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
+from tokenservice.services.verify import Answer
 
 TOKENSERVICES = Resource(names.GROUP, names.VERSION, "tokenservices", "TokenService")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 SERVICES = Resource("", "v1", "services", "Service")
 BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 PODS = Resource("", "v1", "pods", "Pod")
+NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
+REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 CONDAENVIRONMENTS = Resource(names.GROUP, names.VERSION, "condaenvironments", "CondaEnvironment")
 
 RESOURCES: dict[Child, Resource] = {
     "environment": CONDAENVIRONMENTS,
+    "revision": REVISIONS,
     "deployment": DEPLOYMENTS,
     "service": SERVICES,
     "budget": BUDGETS,
 }
 
-CACHES: dict[Child, str] = {"deployment": "deployments", "service": "services", "budget": "budgets"}
+CACHES: dict[Child, str] = {
+    "revision": "revisions",
+    "deployment": "deployments",
+    "service": "services",
+    "budget": "budgets",
+}
+PULLS = "/pull"
+"""Behind "namespace/TokenService name": the key of pods that bring images to nodes."""
+
+STAGES = {
+    conditions.PRE_PULLING: "pre-pull",
+    conditions.ROLLING_OUT: "update",
+    conditions.VERIFYING: "verify",
+    conditions.ROLLING_BACK: "roll-back",
+}
+"""Reasons of Progressing whose time is measured."""
 
 T = TypeVar("T")
 
@@ -76,15 +97,36 @@ class Environments(Protocol):
         """
 
 
+class Asks(Protocol):
+    """Asks pods for a token, in the background."""
+
+    @property
+    def answers(self) -> Mapping[str, Answer]: ...
+
+    def ask(self, pod: Pod, /) -> None: ...
+
+
+class RolloutMetrics(Protocol):
+    """What the reconciler reports; times are seconds."""
+
+    def rollout_stage(self, stage: str, seconds: float, /) -> None: ...
+
+    def rolled_back(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Caches:
-    """Caches of the children; pods are indexed by "namespace/TokenService name"."""
+    """Caches of the children; revisions and pods are indexed by "namespace/TokenService name", pods that bring images
+    to nodes by that and `PULLS`. nodes: all nodes, none where they cannot be seen.
+    """
 
     deployments: Cache[Deployment]
     services: Cache[Object]
     budgets: Cache[Object]
     pods: Cache[Pod]
     environments: Environments
+    revisions: Cache[ControllerRevision]
+    nodes: Callable[[], Iterable[Node]] = tuple
 
 
 @dataclass
@@ -101,6 +143,10 @@ class _Memo:
     since: datetime
     environment_refusal: Refusal | None = None
     environment_since: datetime | None = None
+    composed: tuple[object, render.Manifest] | None = None
+    """The Deployment with the template of a revision, and which."""
+    unpullable: dict[str, str] = field(default_factory=dict)
+    """Nodes for which no pod could be made that brings images there, and why."""
     checked: dict[Child, tuple[bytes | None, str]] = field(default_factory=dict)
     """Child -> (managed fields, hash) for which nothing was to apply."""
 
@@ -116,6 +162,8 @@ class Reconciler:
         schemas: SchemaSource,
         recorder: EventRecorder,
         *,
+        asker: Asks,
+        metrics: RolloutMetrics,
         cluster_domain: str,
         now: Callable[[], datetime],
     ) -> None:
@@ -124,6 +172,10 @@ class Reconciler:
         self._caches = caches
         self._schemas = schemas
         self._recorder = recorder
+        self._asker = asker
+        self._metrics = metrics
+        self._stages: dict[Key, tuple[str, datetime | None]] = {}
+        """The newest reason of Progressing, and since when; None where that was not seen."""
         self._cluster_domain = cluster_domain
         self._now = now
         self._memos: dict[Key, _Memo] = {}
@@ -138,10 +190,11 @@ class Reconciler:
         service = self._store.get(key)
         if service is None:
             self._memos.pop(key, None)
+            self._stages.pop(key, None)
             return Result()
         memo = await self._memo(key, service)
-        snapshot, step = self._plan(service, memo)
-        if service.status.observed_generation and any(apply.why != "changed" for apply in step.applies):
+        snapshot, found, step = self._plan(service, memo)
+        if service.status.observed_generation and any(_lost(apply) for apply in step.applies):
             # Children that were right are gone or different. That may be since the TokenService is being deleted,
             # unseen by the watch as yet: an orphan must not get its owner back.
             current = await self._current(service)
@@ -149,6 +202,7 @@ class Reconciler:
                 self._store.remove(key)
             if current is None or current.deletion_timestamp:
                 return Result()
+        wrote = await self._mark(key, service, found)
         for apply in step.applies:
             refusal = await self._apply(key, apply, memo)
             if refusal and apply.child == "environment":
@@ -156,35 +210,50 @@ class Reconciler:
             elif refusal:
                 memo.children, memo.since = refusal, snapshot.now
                 break
+            elif apply.child == "deployment":
+                self._tell(key, service, pull_events(found))
+        wrote = await self._pull(key, found, memo) or wrote
         if step.leftover:
             await self._delete(key, step.leftover)
-        if step.applies:
+        await self._clear(key, found)
+        if step.applies or wrote:
             # The answers may show more than the watches have told so far, and the watches will not tell it again.
-            snapshot, step = self._plan(service, memo)
+            snapshot, found, step = self._plan(service, memo)
+        for pod in found.ask:
+            self._asker.ask(pod)
         if _image(snapshot.surroundings.runs_in) != memo.runs_in:
             # Another image has come in the meantime, which the Deployment is to have before the status speaks of it.
             return Result(requeue_after=0.0)
         await self._write_status(key, service, step)
+        self._time_stage(key, (step.status or service.status).condition(conditions.PROGRESSING), found)
         newest = self._store.get(key)
         if newest is not None and _asks(newest) != _asks(service):
             # The answer to our own write brought a newer spec, which the watch then takes for known.
             return Result(requeue_after=0.0)
         return Result(requeue_after=step.requeue_after)
 
-    def _plan(self, service: TokenService, memo: _Memo) -> tuple[Snapshot, Plan]:
+    def _plan(self, service: TokenService, memo: _Memo) -> tuple[Snapshot, Step, Plan]:
         namespace, name = service.metadata.namespace, service.metadata.name
+        key = f"{namespace}/{name}"
         snapshot = Snapshot(
             service=service,
             children=memo.children,
             deployment=self._caches.deployments.get(namespace, name),
             service_object=self._caches.services.get(namespace, name),
             budget=self._caches.budgets.get(namespace, name),
-            pods=self._caches.pods.by_index(f"{namespace}/{name}"),
+            pods=self._caches.pods.by_index(key),
             now=self._now(),
             cluster_domain=self._cluster_domain,
             surroundings=self._surroundings(service, memo.environment, memo.environment_refusal),
+            revisions=self._caches.revisions.by_index(key),
+            pull_pods=self._caches.pods.by_index(f"{key}{PULLS}"),
+            nodes=tuple(self._caches.nodes()),
+            answers=self._asker.answers,
+            unpullable=memo.unpullable,
         )
-        return snapshot, plan(snapshot, _changes(snapshot, memo))
+        found = rollout.step(snapshot)
+        snapshot = replace(snapshot, children=_composed(memo, found))
+        return snapshot, found, plan(snapshot, _changes(snapshot, memo, found), found)
 
     def _surroundings(
         self, service: TokenService, wanted: render.Manifest | None, refusal: Refusal | None
@@ -211,6 +280,8 @@ class Reconciler:
             if memo.runs_in != image or self._may_pass(memo.children, memo.since):
                 memo.runs_in, memo.since = image, self._now()
                 memo.children = await self._children(service, runs_in)
+                memo.composed = None
+                memo.unpullable.clear()
                 memo.checked.clear()
             return memo
         inline = render.environment(service)
@@ -240,11 +311,7 @@ class Reconciler:
                 children = render.children(service, await self._schemas.load(), runs_in)
         except InvalidTemplateError as error:
             return Refusal("InvalidTemplate", str(error))
-        return render.Children(
-            deployment=with_hash(children.deployment) if children.deployment else None,
-            service=with_hash(children.service),
-            budget=with_hash(children.budget),
-        )
+        return replace(children, service=with_hash(children.service), budget=with_hash(children.budget))
 
     async def _current(self, service: TokenService) -> ObjectMeta | None:
         """The TokenService's metadata as of now, None if it is gone."""
@@ -258,10 +325,10 @@ class Reconciler:
         return metadata if metadata.uid == service.metadata.uid else None
 
     async def _apply(self, key: Key, apply: Apply, memo: _Memo) -> Refusal | None:
-        resource = RESOURCES[apply.child]
+        resource, name = RESOURCES[apply.child], apply.manifest["metadata"]["name"]
         try:
             try:
-                body = await self._client.apply(resource, *key, apply.manifest, force=apply.force)
+                body = await self._client.apply(resource, key[0], name, apply.manifest, force=apply.force)
             except ApiError as error:
                 if not (error.is_invalid and apply.why.startswith("drift")):
                     raise
@@ -271,7 +338,7 @@ class Reconciler:
             if error.is_conflict and error.causes and not apply.force:
                 return Refusal(
                     "NameConflict",
-                    f"{resource.kind} {key[1]} exists and was not made for this TokenService; it is left alone: "
+                    f"{resource.kind} {name} exists and was not made for this TokenService; it is left alone: "
                     f"delete it, or give this TokenService another name ({error.message})",
                     passing=True,
                 )
@@ -282,9 +349,78 @@ class Reconciler:
                 return Refusal(_invalid(apply, error), f"The API server refuses the {resource.kind}: {error.message}")
             raise
         _log.info("applied", action=resource.kind, reason=apply.why)
+        live = self._observe(apply.child, body)
+        if apply.child == "revision":
+            return None
         # What we own right after our own apply is all there is to own: nothing is applied again before it changes.
-        memo.checked[apply.child] = _state(self._observe(apply.child, body))
+        memo.checked[apply.child] = _state(live)
         return None
+
+    async def _mark(self, key: Key, service: TokenService, found: Step) -> bool:
+        """Writes on revisions what has become of them. Returns whether there was anything to write."""
+        for orphan in found.adopt:
+            await self._patch_revision(key, orphan.metadata.name, revisions.adoption(service))
+        if found.update is None:
+            return False
+        name = found.update.name
+        if found.again is not None:
+            await self._patch_revision(key, name, revisions.again(found.again, self._now()))
+            _log.info("asked for again", action=REVISIONS.kind, revision=name, number=found.again)
+        if found.mark is not None:
+            await self._patch_revision(key, name, revisions.mark(found.mark))
+            _log.warning(
+                "failed", action=REVISIONS.kind, revision=name, reason=found.mark.reason, error=found.mark.message
+            )
+            if found.back:
+                self._metrics.rolled_back()
+        return bool(found.adopt) or found.again is not None or found.mark is not None
+
+    async def _patch_revision(self, key: Key, name: str, patch: render.Manifest) -> None:
+        body = await self._client.patch(REVISIONS, key[0], name, patch)
+        self._caches.revisions.observe(self._caches.revisions.decode(body))
+
+    async def _pull(self, key: Key, found: Step, memo: _Memo) -> bool:
+        """Makes the pods that bring images to nodes. Returns whether there were any to make."""
+        for manifest in found.pull:
+            node = manifest["spec"]["nodeName"]
+            try:
+                body = await self._client.create(PODS, key[0], manifest)
+            except ApiError as error:
+                if error.is_already_exists:  # the watch will tell
+                    continue
+                if error.is_transient:
+                    raise
+                _log.info("no images are brought there", action="Pod", node=node, error=error.message)
+                memo.unpullable[node] = error.message
+            else:
+                _log.info("created", action="Pod", reason="pre-pull", node=node)
+                self._caches.pods.observe(self._caches.pods.decode(body))
+        return bool(found.pull)
+
+    async def _clear(self, key: Key, found: Step) -> None:
+        """Deletes what has done its service: pods that brought images, and the oldest revisions."""
+        done: list[tuple[Resource, ObjectMeta]] = [(PODS, pod.metadata) for pod in found.unpull]
+        done += [(REVISIONS, revision.metadata) for revision in found.drop]
+        for resource, metadata in done:
+            try:
+                await self._client.delete(resource, key[0], metadata.name, uid=metadata.uid)
+            except ApiError as error:
+                if not (error.is_not_found or error.is_conflict):
+                    raise
+
+    def _time_stage(self, key: Key, progressing: Condition | None, found: Step) -> None:
+        """Measures how long stages last; of one that began before this process did, nobody knows. Of a revision that is
+        good already, scaling aside, there are none.
+        """
+        reason = progressing.reason if progressing else ""
+        before, since = self._stages.get(key, (reason, None))
+        if reason == before:
+            self._stages[key] = (before, since)
+            return
+        now = self._now()
+        if since is not None and before in STAGES:
+            self._metrics.rollout_stage(STAGES[before], (now - since).total_seconds())
+        self._stages[key] = (reason, None if found.verified else now)
 
     def _observe(self, child: Child, body: bytes) -> ObjectMeta:
         """Takes in the answer to an apply, so that the next look does not see the state before it."""
@@ -333,8 +469,11 @@ class Reconciler:
                 self._store.remove(key)
                 return
             self._store.observe(read(body))
+        self._tell(key, service, step.events)
+
+    def _tell(self, key: Key, service: TokenService, events: Iterable[Event]) -> None:
         about = ObjectRef(names.API_VERSION, TOKENSERVICES.kind, *key, uid=service.metadata.uid)
-        for event in step.events:
+        for event in events:
             _log.info("transition", reason=event.reason, note=event.note)
             self._recorder.event(about, event.reason, event.note, action="Reconcile", type=event.type)
 
@@ -346,17 +485,34 @@ def _asks(service: TokenService) -> tuple[str, int, str, str | None]:
     return metadata.uid, metadata.generation, retry, metadata.deletion_timestamp
 
 
-def _changes(snapshot: Snapshot, memo: _Memo) -> dict[Child, str]:
+def _lost(apply: Apply) -> bool:
+    """Whether it is about something that was as it should be before."""
+    return apply.child != "revision" and apply.why != "changed"
+
+
+def _composed(memo: _Memo, found: Step) -> render.Children | Refusal:
+    """What should be, the Deployment with the template of the revision that it is to have."""
+    children, target = memo.children, found.target
+    if isinstance(children, Refusal) or children.deployment is None or target is None:
+        return children
+    which = (target.name, target.number > 1, found.hold)
+    if memo.composed is None or memo.composed[0] != which:
+        memo.composed = which, revisions.deployment(children.deployment, target, hold=found.hold)
+        memo.checked.pop("deployment", None)
+    return replace(children, deployment=memo.composed[1])
+
+
+def _changes(snapshot: Snapshot, memo: _Memo, found: Step) -> dict[Child, str]:
     """The children that differ from what they should be, with the reason."""
-    changes: dict[Child, str] = {}
+    changes: dict[Child, str] = {"revision": "new"} if found.create else {}
     live_objects: dict[Child, Deployment | Object | CondaEnvironment | None] = {
         "environment": snapshot.surroundings.own,
         "deployment": snapshot.deployment,
         "service": snapshot.service_object,
         "budget": snapshot.budget,
     }
-    for child in CHILDREN:
-        manifest, live = wanted(snapshot, child), live_objects[child]
+    for child, live in live_objects.items():
+        manifest = wanted(snapshot, child, found)
         metadata = live.metadata if live else None
         if manifest is None or (metadata and memo.checked.get(child) == _state(metadata)):
             continue

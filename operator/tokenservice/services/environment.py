@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from tokenservice.api import conditions as names
+from tokenservice.api.conditions import Verdict
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import Condition, ObjectMeta
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.kube.apply import owned_fields
-from tokenservice.services.policies import Verdict
 from tokenservice.services.render import Manifest
 from tokenservice.services.snapshot import Refusal, Surroundings
 

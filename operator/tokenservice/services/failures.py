@@ -47,7 +47,7 @@ def failures(pods: Iterable[Pod], deployment: Deployment | None) -> tuple[Failur
 
 def pod_failures(pod: Pod) -> list[Failure]:
     """The failures of one pod, none if it is Ready."""
-    if _ready(pod):
+    if is_ready(pod):
         return []
     name = pod.metadata.name
     if pod.status.reason:  # of the whole pod: Evicted, NodeLost, OutOfcpu
@@ -60,7 +60,7 @@ def pod_failures(pod: Pod) -> list[Failure]:
     return [failure for failure in found if failure]
 
 
-def _ready(pod: Pod) -> bool:
+def is_ready(pod: Pod) -> bool:
     return any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions)
 
 

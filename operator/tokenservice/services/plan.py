@@ -16,13 +16,16 @@ from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.services import environment, render
 from tokenservice.services.failures import failures
 from tokenservice.services.policies import Facts, conditions
+from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Refusal, Snapshot
 
-Child = Literal["environment", "deployment", "service", "budget"]
-CHILDREN: tuple[Child, ...] = ("environment", "deployment", "service", "budget")
-"""In the order in which they are applied: what takes longest first, then what may be refused."""
+Child = Literal["environment", "revision", "deployment", "service", "budget"]
+CHILDREN: tuple[Child, ...] = ("environment", "revision", "deployment", "service", "budget")
+"""In the order in which they are applied: what takes longest first, then what may be refused; a Deployment has its
+template from a revision, which must be there before."""
 KINDS: dict[Child, str] = {
     "environment": "CondaEnvironment",
+    "revision": "ControllerRevision",
     "deployment": "Deployment",
     "service": "Service",
     "budget": "PodDisruptionBudget",
@@ -35,7 +38,14 @@ RETRY_SHARED_SECONDS = 60.0
 """How often to see whether other TokenServices still run in a CondaEnvironment that is no longer needed here."""
 
 # Of an environment that is not ready, the event of EnvironmentReady tells.
-_QUIET = frozenset({names.STARTING, names.ROLLING_OUT, names.SCALED_TO_ZERO, names.ENVIRONMENT_NOT_READY})
+_QUIET = frozenset({names.STARTING, names.SCALED_TO_ZERO, names.ENVIRONMENT_NOT_READY})
+_STAGES = frozenset(
+    {
+        *(names.LOCKING, names.BUILDING, names.PRE_PULLING, names.ROLLING_OUT, names.VERIFYING),
+        *(names.ROLLING_BACK, names.COMPLETE),
+    }
+)
+"""Reasons of Progressing that are told as they come, once there is something that a change could break."""
 
 _LIMITS = {names.ENVIRONMENT_READY: MESSAGE_BYTES}
 
@@ -66,12 +76,13 @@ class Plan:
     """Seconds after which to look again without a change; None for never."""
 
 
-def plan(snapshot: Snapshot, changes: Mapping[Child, str]) -> Plan:
-    """What to do about `snapshot`.
+def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step) -> Plan:
+    """What to do about `snapshot`, apart from what its rollout's `step` says itself.
 
     Args:
         snapshot: what is.
         changes: the children that differ from what they should be, each with the reason in words.
+        step: how far the rollout is; `snapshot` has the Deployment that it asks for among the children.
 
     """
     service = snapshot.service
@@ -79,35 +90,38 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str]) -> Plan:
         return Plan((), None, None, (), None)  # the garbage collector takes the children
     refusal = snapshot.children if isinstance(snapshot.children, Refusal) else foreign(snapshot)
     taken = snapshot.surroundings.refusal or foreign_environment(snapshot)
-    live = {**_live(snapshot), "environment": snapshot.surroundings.own}
+    live = {**_live(snapshot), "environment": snapshot.surroundings.own, "revision": None}
     applies = tuple(
         Apply(child, manifest, changes[child], force=live[child] is not None)
         for child in CHILDREN
         if child in changes
         and (taken if child == "environment" else refusal) is None
-        and (manifest := wanted(snapshot, child)) is not None
+        and (manifest := wanted(snapshot, child, step)) is not None
     )
-    facts = _facts(snapshot, refusal, taken, changes)
+    facts = _facts(snapshot, refusal, taken, changes, step)
     status = _status(snapshot, facts)
     leftover = _leftover(snapshot)
     shared = leftover is not None and snapshot.surroundings.shared
-    waits = (_retry(refusal), _retry(taken), RETRY_SHARED_SECONDS if shared else None)
+    waits = (_retry(refusal), _retry(taken), RETRY_SHARED_SECONDS if shared else None, step.requeue_after)
     return Plan(
         applies=applies,
         leftover=leftover if facts.complete and refusal is None and not shared else None,
         status=None if status == service.status else status,
         events=(
             *environment_transitions(service.status.condition(names.ENVIRONMENT_READY), status.conditions),
+            *rollout_events(service.status, status, step),
             *transitions(service.status.condition(names.READY), status.conditions),
         ),
         requeue_after=min((wait for wait in waits if wait is not None), default=None),
     )
 
 
-def wanted(snapshot: Snapshot, child: Child) -> render.Manifest | None:
+def wanted(snapshot: Snapshot, child: Child, step: Step) -> render.Manifest | None:
     """The child as it should be; None if there should be none, or a refusal stands in its place."""
     if child == "environment":
         return snapshot.surroundings.wanted
+    if child == "revision":
+        return step.create
     if isinstance(snapshot.children, Refusal):
         return None
     manifest: render.Manifest | None = getattr(snapshot.children, child)
@@ -164,10 +178,37 @@ def environment_transitions(before: Condition | None, after: tuple[Condition, ..
     return () if found.reason in names.UNDER_WAY else (Event("Warning", found.reason, names.first_line(found.message)),)
 
 
+def pull_events(step: Step) -> tuple[Event, ...]:
+    """What to tell once the Deployment has the revision asked for: the nodes that go without its images."""
+    if not step.begins or step.pulls is None or not step.pulls.failed:
+        return ()
+    note = f"Without the new images, which pods there will wait for: {step.pulls.failures}"
+    return (Event("Warning", names.PRE_PULL_FAILED, names.cut(note)),)
+
+
+def rollout_events(before: TokenServiceStatus, after: TokenServiceStatus, step: Step) -> tuple[Event, ...]:
+    """The stages of a rollout as they are reached, and what went wrong; nothing of a service that never was good."""
+    if not before.last_good_revision:
+        return ()
+    events: list[Event] = []
+    back = after.condition(names.ROLLED_BACK)
+    was_back = before.condition(names.ROLLED_BACK)
+    if back and (was_back is None or was_back.message.partition(";")[0] != back.message.partition(";")[0]):
+        events.append(Event("Warning", names.ROLLED_BACK, back.message))
+    was, now = before.condition(names.PROGRESSING), after.condition(names.PROGRESSING)
+    scaled = step.verified and now is not None and now.reason == names.ROLLING_OUT  # what it has is good
+    if was and now and now.reason in _STAGES and was.reason != now.reason and not scaled:
+        note = f"{step.update.name}: {now.message}" if step.update else now.message
+        events.append(Event("Normal", now.reason, names.cut(note)))
+    return tuple(events)
+
+
 def transitions(before: Condition | None, after: tuple[Condition, ...]) -> tuple[Event, ...]:
     """The event for a change of Ready's status or reason. What merely takes its time is no event."""
     ready = next(condition for condition in after if condition.type == names.READY)
     if before and (before.status, before.reason) == (ready.status, ready.reason):
+        return ()
+    if ready.reason in _STAGES or ready.reason == names.ROLLED_BACK:
         return ()
     if ready.reason in _QUIET and not (before and before.status == "True"):
         return ()
@@ -186,7 +227,9 @@ def _live(snapshot: Snapshot) -> dict[Child, Deployment | Object | None]:
     return {"deployment": snapshot.deployment, "service": snapshot.service_object, "budget": snapshot.budget}
 
 
-def _facts(snapshot: Snapshot, refusal: Refusal | None, taken: Refusal | None, changes: Mapping[Child, str]) -> Facts:
+def _facts(
+    snapshot: Snapshot, refusal: Refusal | None, taken: Refusal | None, changes: Mapping[Child, str], step: Step
+) -> Facts:
     service, around = snapshot.service, snapshot.surroundings
     # With a name that is taken, neither Deployment nor pods need be ours.
     conflict = refusal is not None and refusal.reason == "NameConflict"
@@ -199,13 +242,23 @@ def _facts(snapshot: Snapshot, refusal: Refusal | None, taken: Refusal | None, c
         outdated="deployment" in changes,
         environment=environment.verdict(service, around.used, taken, outdated="environment" in changes),
         unbuilt=around.runs_in is None,
+        step=step,
     )
 
 
+def _current(before: str | None, facts: Facts) -> str | None:
+    """The revision that pods are replaced from: as in StatefulSets, the one that all pods had last."""
+    running = facts.step.running
+    return running if facts.settled or before is None else before
+
+
 def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
-    service, mine = snapshot.service, facts.deployment
+    service, mine, step = snapshot.service, facts.deployment, facts.step
     counts = mine.status if mine else None
+    before = service.status
     runs_in = snapshot.surroundings.runs_in
+    if step.target and step.update and step.target.name != step.update.name:
+        runs_in = step.target.environment
     if facts.refusal:
         # A refused spec changes nothing that runs: its image stays the one reported.
         runs_in = service.status.environment if mine else None
@@ -215,7 +268,10 @@ def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
         selector=f"{LABEL_SERVICE}={service.metadata.name}",
         replicas=counts.replicas if counts else 0,
         ready_replicas=counts.ready_replicas if counts else 0,
-        updated_replicas=counts.updated_replicas if counts else 0,
+        updated_replicas=counts.updated_replicas if counts and step.updated else 0,
+        current_revision=_current(before.current_revision, facts),
+        update_revision=step.update.name if step.update else before.update_revision,
+        last_good_revision=step.good,
         environment=runs_in,
         failures=() if facts.complete else facts.failures,
         conditions=names.merge(service.status.conditions, conditions(facts), snapshot.now, limits=_LIMITS),

@@ -3,6 +3,10 @@
 Ready means that the newest spec serves with every replica asked for; Available that enough replicas serve, of
 whatever version; Progressing that something is under way. The first policy of a chain that answers decides.
 
+A new image is on its way to the nodes first (PrePulling), then into the pods (RollingOut), which are asked for a token
+each and watched for a moment (Verifying): then the revision counts as good. One that fails gives way to the last good
+one (RolledBack), or is held.
+
 An environment that is being solved or built, or cannot be, does not make a service unready that serves with the image
 it has: EnvironmentReady tells. As long as it takes, Progressing names the step (Locking, Building); where it fails,
 Progressing is False with EnvironmentNotReady.
@@ -10,17 +14,17 @@ Progressing is False with EnvironmentNotReady.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tokenservice.api import conditions as names
-from tokenservice.api.meta import Condition, Deployment
+from tokenservice.api.conditions import Verdict
+from tokenservice.api.meta import Condition, Deployment, time_of
+from tokenservice.api.names import ANNOTATION_RETRY
 from tokenservice.api.v1alpha1 import Failure, TokenService
+from tokenservice.services import amounts
+from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Refusal
-
-Verdict = tuple[str, str, str]
-"""Status, reason, message of a condition."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Facts:
     """EnvironmentReady; None for a prebuilt image."""
     unbuilt: bool = False
     """Whether there is no image to run, and none that ran before."""
+    step: Step = field(default_factory=Step)
+    """How far the rollout is."""
 
     @property
     def desired(self) -> int:
@@ -60,7 +66,12 @@ class Facts:
 
     @property
     def complete(self) -> bool:
-        """Whether the newest template, and nothing else, runs as often as asked."""
+        """Whether the revision that the spec asks for, and nothing else, runs as often as asked."""
+        return self.settled and self.step.updated
+
+    @property
+    def settled(self) -> bool:
+        """Whether one template alone runs as often as asked, whichever it is."""
         if not self.deployment or not self.observed:
             return False
         status = self.deployment.status
@@ -75,21 +86,26 @@ class Facts:
 
     @property
     def deadline_exceeded(self) -> str | None:
-        """The Deployment's message when its rollout made no progress for too long."""
+        """The Deployment's message when this rollout, not an earlier one, made no progress for too long."""
+        since = self.step.update.since if self.step.update else None
         for condition in self.deployment.status.conditions if self.deployment and self.observed else ():
             if condition.type == "Progressing" and condition.reason == names.PROGRESS_DEADLINE_EXCEEDED:
-                return condition.message
+                at = time_of(condition.last_update_time)
+                return condition.message if since is None or at is None or at > since else None
         return None
 
 
 def conditions(facts: Facts) -> tuple[Condition, ...]:
-    """Ready, EnvironmentReady (unless the image is prebuilt), Available and Progressing, without transition times."""
+    """Ready, EnvironmentReady (unless the image is prebuilt), Available, Progressing, and RolledBack where that is so;
+    without transition times.
+    """
     generation = facts.service.metadata.generation
     verdicts = {
         names.READY: _first(READY_POLICIES, facts),
         names.ENVIRONMENT_READY: facts.environment,
         names.AVAILABLE: available(facts),
         names.PROGRESSING: _first(PROGRESSING_POLICIES, facts),
+        names.ROLLED_BACK: rolled_back(facts),
     }
     return tuple(
         Condition(type=kind, status=verdict[0], reason=verdict[1], message=verdict[2], observed_generation=generation)
@@ -107,6 +123,41 @@ def _refused(facts: Facts) -> Verdict | None:
         return None
     kept = "; the last good spec keeps running" if facts.deployment else ""
     return "False", facts.refusal.reason, facts.refusal.message + kept
+
+
+def _failed(facts: Facts) -> Verdict | None:
+    failed = facts.step.failed
+    if failed is None:
+        return None
+    if facts.step.back:
+        return "False", names.ROLLED_BACK, f"{_what_failed(facts)}; {_kept(facts)}"
+    return "False", failed.reason, f"{_what_failed(facts)}; {_held_until(facts)}"
+
+
+def _what_failed(facts: Facts) -> str:
+    failed, update = facts.step.failed, facts.step.update
+    if failed is None or update is None:
+        return ""
+    room = names.MAX_MESSAGE_BYTES - 400  # for what to do about it
+    return f"Revision {update.name} failed: {failed.reason}: {names.cut_front(failed.message, room)}"
+
+
+def _kept(facts: Facts) -> str:
+    return (
+        f"{facts.step.good} serves: {_served(facts)}; change the spec, or annotate {ANNOTATION_RETRY} to try it again"
+    )
+
+
+def _held_until(facts: Facts) -> str:
+    return (
+        f"its rollout is held (spec.rollout.onFailure), {_served(facts)}; change the spec, or annotate "
+        f"{ANNOTATION_RETRY} to go on"
+    )
+
+
+def _answering_wrongly(facts: Facts) -> Verdict | None:
+    wrong = facts.step.wrong
+    return ("False", names.VERIFICATION_FAILED, wrong) if wrong else None
 
 
 def _serving(facts: Facts) -> Verdict | None:
@@ -148,7 +199,19 @@ def _too_late(facts: Facts) -> Verdict | None:
     if facts.deadline_exceeded is None:
         return None
     seconds = facts.service.spec.rollout.progress_deadline_seconds
-    return "False", names.PROGRESS_DEADLINE_EXCEEDED, f"No progress for {seconds} s: {facts.deadline_exceeded}"
+    nothing = "" if facts.step.good else "; no revision was good before, so there is nothing to go back to"
+    return (
+        "False",
+        names.PROGRESS_DEADLINE_EXCEEDED,
+        f"No progress for {seconds} s: {facts.deadline_exceeded}{nothing}",
+    )
+
+
+def _pulling(facts: Facts) -> Verdict | None:
+    pulls = facts.step.pulls
+    if pulls is None or pulls.over:
+        return None
+    return "False", names.PRE_PULLING, f"{pulls.said}; {_served(facts)}"
 
 
 def _underway(facts: Facts) -> Verdict:
@@ -168,6 +231,23 @@ def _preparing(facts: Facts) -> Verdict | None:
     return "True", reason, names.first_line(message)
 
 
+def _going_back(facts: Facts) -> Verdict | None:
+    failed = facts.step.failed
+    if failed is None:
+        return None
+    if facts.step.back and not facts.settled:
+        return "True", names.ROLLING_BACK, f"{_what_failed(facts)}; {facts.step.good} takes its place"
+    return _failed(facts)
+
+
+def _verifying(facts: Facts) -> Verdict | None:
+    step = facts.step
+    there = facts.complete or (facts.observed and step.updated and step.up)
+    if not there or step.verified or facts.desired == 0:
+        return None
+    return "True", names.VERIFYING, "Its pods are asked for a token each, and watched for a moment"
+
+
 def _done(facts: Facts) -> Verdict | None:
     if not facts.complete:
         return None
@@ -178,18 +258,31 @@ def _done(facts: Facts) -> Verdict | None:
 
 
 def _progressing(facts: Facts) -> Verdict:
-    _, reason, message = _underway(facts)
+    _, reason, message = _pulling(facts) or _underway(facts)
     return "True", reason, message
 
 
-READY_POLICIES = (_refused, _serving, _unbuilt, _failing, _held, _too_late, _underway)
-PROGRESSING_POLICIES = (_refused, _preparing, _done, _unbuilt, _held, _too_late, _progressing)
+READY_POLICIES = (
+    *(_refused, _failed, _answering_wrongly, _serving, _unbuilt, _failing, _held, _too_late, _pulling, _underway),
+)
+PROGRESSING_POLICIES = (
+    *(_refused, _preparing, _going_back, _answering_wrongly, _verifying, _done, _unbuilt, _held, _too_late),
+    _progressing,
+)
+
+
+def rolled_back(facts: Facts) -> Verdict | None:
+    """RolledBack, while the last good revision serves in place of the one that the spec asks for."""
+    failed = facts.step.failed
+    if failed is None or not facts.step.back:
+        return None
+    return "True", failed.reason, f"{_what_failed(facts)}; {_kept(facts)}"
 
 
 def available(facts: Facts) -> Verdict:
     """Whether at most `maxUnavailable` replicas are missing, and at least one serves if any is asked for."""
     rollout = facts.service.spec.rollout
-    missing_allowed = resolve(rollout.max_unavailable, facts.desired)
+    missing_allowed = amounts.pods(rollout.max_unavailable, facts.desired)
     if missing_allowed == 0 and rollout.max_surge in (0, "0%"):
         missing_allowed = 1  # as Deployments do, which could replace no pod otherwise
     needed = max(min(1, facts.desired), facts.desired - missing_allowed)
@@ -197,10 +290,3 @@ def available(facts: Facts) -> Verdict:
     if facts.available >= needed:
         return "True", names.MINIMUM_REPLICAS_AVAILABLE, text
     return "False", names.MINIMUM_REPLICAS_UNAVAILABLE, text
-
-
-def resolve(value: int | str, replicas: int) -> int:
-    """maxUnavailable in pods; a percentage is rounded down, as Deployments do."""
-    if isinstance(value, int):
-        return value
-    return math.floor(int(value.removesuffix("%")) * replicas / 100)

@@ -6,7 +6,7 @@ The manifests stand in templates/, one object each; this module gives them their
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from tokenservice import protocol
 from tokenservice.api import names
 from tokenservice.api.v1alpha1 import EnvironmentStatus, Model, TokenService
+from tokenservice.services import revisions
 from tokenservice.services.podschema import InvalidTemplateError, PodSchema
 
 try:
@@ -40,7 +41,15 @@ _MARK = "@"
 """Begins what stands for a value in a rendered template; no text in the templates begins with it."""
 
 RESERVED_LABELS = frozenset(
-    {names.LABEL_MANAGED_BY, names.LABEL_NAME, names.LABEL_INSTANCE, names.LABEL_SERVICE, names.LABEL_DEPLOYMENT}
+    {
+        names.LABEL_MANAGED_BY,
+        names.LABEL_NAME,
+        names.LABEL_INSTANCE,
+        names.LABEL_SERVICE,
+        names.LABEL_DEPLOYMENT,
+        names.LABEL_REVISION,
+        names.LABEL_PRE_PULL,
+    }
 )
 
 
@@ -51,6 +60,8 @@ class Children:
     deployment: Manifest | None
     service: Manifest
     budget: Manifest
+    inputs: Manifest = field(default_factory=dict)
+    """What the pods are made from: `revisions.inputs`."""
 
 
 def children(service: TokenService, schema: PodSchema, runs_in: EnvironmentStatus | None) -> Children:
@@ -71,6 +82,7 @@ def children(service: TokenService, schema: PodSchema, runs_in: EnvironmentStatu
         deployment=deployment if runs_in else None,
         service=_manifest("service.yaml.j2", values),
         budget=_manifest("poddisruptionbudget.yaml.j2", values),
+        inputs=revisions.inputs(service, runs_in) if runs_in else {},
     )
 
 
@@ -130,9 +142,9 @@ def check_reserved(template: Mapping[str, Any]) -> None:
             )
     if "$patch" in template:
         raise InvalidTemplateError("spec.template.$patch: works on parts of the template, not on the whole")
-    for field in ("spec", "metadata"):
-        if field in template and template[field] is None:
-            raise InvalidTemplateError(f"spec.template.{field}: is empty; write something below it or take it out")
+    for part in ("spec", "metadata"):
+        if part in template and template[part] is None:
+            raise InvalidTemplateError(f"spec.template.{part}: is empty; write something below it or take it out")
     if "labels" in metadata and metadata["labels"] is None:
         raise InvalidTemplateError("spec.template.metadata.labels: is empty; write a label below it or take it out")
     if "containers" in spec and spec["containers"] is None:
@@ -152,11 +164,11 @@ def _check_server(container: Mapping[str, Any], path: str) -> None:
         raise InvalidTemplateError(f"{path}.image: set spec.environment.image.reference instead")
     if "args" in container:
         raise InvalidTemplateError(f"{path}.args: set spec.engine.args instead")
-    for field in ("env", "ports", "volumeMounts"):
-        if field in container and container[field] is None:
-            raise InvalidTemplateError(f"{path}.{field}: is empty; write something below it or take it out")
-        if any(item.get("$patch") == "replace" for item in container.get(field) or ()):
-            raise InvalidTemplateError(f"{path}.{field}: has entries of the operator; $patch must not replace it")
+    for key in ("env", "ports", "volumeMounts"):
+        if key in container and container[key] is None:
+            raise InvalidTemplateError(f"{path}.{key}: is empty; write something below it or take it out")
+        if any(item.get("$patch") == "replace" for item in container.get(key) or ()):
+            raise InvalidTemplateError(f"{path}.{key}: has entries of the operator; $patch must not replace it")
     for index, variable in enumerate(container.get("env") or ()):
         if str(variable.get("name", "")).startswith(protocol.VARIABLE_PREFIX):
             raise InvalidTemplateError(
@@ -176,14 +188,7 @@ def _identity(service: TokenService) -> dict[str, Any]:
         "name": name,
         "namespace": service.metadata.namespace,
         "labels": names.child_labels(name),
-        "owner": {
-            "apiVersion": names.API_VERSION,
-            "kind": "TokenService",
-            "name": name,
-            "uid": service.metadata.uid,
-            "controller": True,
-            "blockOwnerDeletion": True,
-        },
+        "owner": names.owner("TokenService", name, service.metadata.uid),
     }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
 from tokenservice.api.environments import CondaEnvironment
-from tokenservice.api.meta import Deployment, Object, Pod
+from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.services.render import Children, Manifest
+from tokenservice.services.verify import Answer
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Snapshot:
     """One TokenService and all that belongs to it.
 
     `children` is what should be, or the refusal that says why there is nothing of it to apply. `deployment`,
-    `service_object` and `budget` are what is; `pods` are all pods that carry the service's label.
+    `service_object` and `budget` are what is; `pods` are all pods that carry the service's label, `pull_pods` those
+    that bring its images to nodes. `nodes` is empty where they cannot be seen. `answers`: what pods answered, by uid.
+    `unpullable`: nodes for which no pod could be made, and why.
     """
 
     service: TokenService
@@ -65,3 +69,14 @@ class Snapshot:
     now: datetime
     cluster_domain: str
     surroundings: Surroundings
+    revisions: tuple[ControllerRevision, ...] = ()
+    pull_pods: tuple[Pod, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    unpullable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image_bytes(self) -> int | None:
+        """Size of the image in the registry, where an environment tells."""
+        used = self.surroundings.used
+        return used.status.bytes.total if used and used.status.bytes else None

@@ -50,6 +50,8 @@ class Options:
     version_text: str
     crash_on_start: bool
     require_hf_token: bool
+    verify_status: int
+    exit_when_ready: float | None
 
 
 @dataclass
@@ -92,6 +94,12 @@ def parse(argv: list[str], environ: dict[str, str]) -> Options:
     )
     parser.add_argument("--crash-on-start", action="store_true", help="exit 1 with --fail-message before listening")
     parser.add_argument("--require-hf-token", action="store_true", help="exit 1 unless HF_TOKEN is given")
+    parser.add_argument(
+        "--verify-status", type=int, default=200, metavar="CODE", help="/verifyz and completions answer with this error"
+    )
+    parser.add_argument(
+        "--exit-when-ready", type=float, metavar="SECONDS", help="exit 1 with --fail-message so long after ready"
+    )
     given = parser.parse_args(argv)
     source = environ.get("TOKEN_SERVER_MODEL_SOURCE", "")
     return Options(
@@ -160,6 +168,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"status": "ok", "phase": phase})
         elif path == "/readyz":
             self.answer(*((200, {"status": "ready"}) if phase == "serving" else (503, {"reason": phase})))
+        elif path == "/verifyz":
+            self.verify(phase)
         elif path == "/metrics":
             counters = {"requests": self.state.requests, "generated_tokens": self.state.tokens}
             self.answer(200, "".join(f"token_server_{name}_total {value}\n" for name, value in counters.items()))
@@ -194,6 +204,9 @@ class Handler(BaseHTTPRequestHandler):
             if request.get("model") != self.options.model:
                 self.no_such_model(str(request.get("model")))
                 return
+            if self.options.verify_status != HTTPStatus.OK:
+                self.fail()
+                return
             self.generate(request, chat=path == "/v1/chat/completions")
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
@@ -212,6 +225,23 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse(503, "server_error", "model_loading", "the model is still loading")
             return False
         return True
+
+    def verify(self, phase: str) -> None:
+        """One token, as token_server makes for itself; no key is asked for."""
+        if phase != "serving":
+            code = "model_loading" if phase == "loading" else "server_stopping"
+            self.refuse(503, "server_error", code, f"the stand-in is {phase}")
+        elif self.options.verify_status != HTTPStatus.OK:
+            self.fail()
+        else:
+            began = time.monotonic()
+            tokens = len(list(self.tokens(1)))
+            seconds = round(time.monotonic() - began, 4)
+            self.answer(200, {"status": "ok", "model": self.options.model, "tokens": tokens, "seconds": seconds})
+
+    def fail(self) -> None:
+        """What --verify-status asks for: ready, and yet no request is answered."""
+        self.refuse(self.options.verify_status, "server_error", "internal_error", self.options.fail_message)
 
     def generate(self, request: dict[str, Any], *, chat: bool) -> None:
         asked = request.get("max_completion_tokens") or request.get("max_tokens")
@@ -318,6 +348,11 @@ def load(options: Options, state: State) -> None:
         if options.never_ready or state.changed.wait_for(lambda: state.phase != "loading", timeout=options.ready_after):
             return
     state.enter("serving")
+    if options.exit_when_ready is not None:
+        with state.changed:
+            if state.changed.wait_for(lambda: state.phase != "serving", timeout=options.exit_when_ready):
+                return  # it ends anyway
+        die(options.fail_message)
 
 
 def main(argv: list[str] | None = None) -> int:

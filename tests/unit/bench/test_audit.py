@@ -18,7 +18,7 @@ def write(what: str, name: str, at: float, user: str = OPERATOR, verb: str = "pa
 
 
 def begun(name: str, at: float) -> list[Write]:
-    kinds = ("deployments", "services", "poddisruptionbudgets", "tokenservices/status")
+    kinds = ("controllerrevisions", "deployments", "services", "poddisruptionbudgets", "tokenservices/status")
     return [write(kind, name, at + number) for number, kind in enumerate(kinds)]
 
 
@@ -65,9 +65,9 @@ def test_the_begin_is_when_the_first_service_was_received() -> None:
 
 def test_all_have_begun_with_the_last_first_status() -> None:
     writes = begun("a", 0) + begun("b", 10)
-    assert all_begun(writes, OPERATOR, "ns", 2) == START + timedelta(seconds=13)
+    assert all_begun(writes, OPERATOR, "ns", 2) == START + timedelta(seconds=14)
     later = [*writes, write("tokenservices/status", "a", 99)]
-    assert all_begun(later, OPERATOR, "ns", 2) == START + timedelta(seconds=13)
+    assert all_begun(later, OPERATOR, "ns", 2) == START + timedelta(seconds=14)
 
 
 def test_not_all_have_begun_while_one_write_is_missing_refused_or_of_another() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -16,8 +16,10 @@ from tokenservice.api.jobs import BuildRequest, JobResult, LockRequest
 from tokenservice.api.meta import Pod
 from tokenservice.environments.attempts import Attempt
 from tokenservice.environments.needs import (
+    Lock,
     Need,
     build_hash,
+    build_need,
     identity,
     job_name,
     known_lock,
@@ -47,7 +49,7 @@ GAVE_UP = ("Failed", "BackoffLimitExceeded", -20.0)
 
 
 def snapshot(made: CondaEnvironment, **more: Any) -> Snapshot:
-    return Snapshot(environment=made, canonical=form(made), now=NOW, **more)
+    return Snapshot(**{"environment": made, "canonical": form(made), "now": NOW, **more})
 
 
 def with_results(shot: Snapshot, **results: JobResult | Pod | None) -> Snapshot:
@@ -358,6 +360,25 @@ def test_another_hash_algorithm_rolls_nothing() -> None:
     assert [type(action) for action in changed.actions] == [Create]
 
 
+@pytest.mark.parametrize(
+    ("spec", "hashes"),
+    [
+        (SPEC, ("61ea43f0534b0d1e7c7610623dd240ae", "e7930e37a81155dcd713cd04db43c02e")),
+        (
+            {**SPEC, "baseImage": "debian:12-slim", "variables": {"A": "1"}, "platform": "linux-aarch64"},
+            ("7b1cb4f0e252c68b3d8ec96946d0619a", "669b1c72c901b36743bd13e524ee6ef3"),
+        ),
+    ],
+)
+def test_without_a_schedule_the_hashes_are_what_they_always_were(spec: dict[str, Any], hashes: tuple[str, str]) -> None:
+    """Others would build every environment anew, with an update of the operator."""
+    made = environment(spec)
+    canonical, lock = form(made), Lock(digest("packages a"), "r/e@sha256:1", 7)
+    assert isinstance(canonical, Canonical)
+    assert snapshot(made).began is None
+    assert (build_hash(made, canonical, lock, None), build_need(made, canonical, lock, None).hash) == hashes
+
+
 def test_who_needs_the_same_shares_a_job_and_who_does_not_has_another() -> None:
     def need(made: CondaEnvironment) -> Need:
         canonical = form(made)
@@ -407,6 +428,90 @@ def test_the_hash_is_the_canonical_forms_unless_the_resource_says_more() -> None
     assert identity(environment({**SPEC, "virtualPackages": {"cuda": "12"}}), plain) != plain.hash
 
 
+# -- a schedule of rebuilds
+
+MONTHLY = {**SPEC, "rebuild": {"schedule": "@monthly"}}
+APRIL = datetime(2026, 4, 1, tzinfo=NOW.tzinfo)
+
+
+def test_at_each_firing_it_is_built_again_of_the_same_lock() -> None:
+    made = built(MONTHLY)
+    assert plan(snapshot(made, now=APRIL - timedelta(seconds=1))).actions == ()
+    step = plan(snapshot(made, now=APRIL))
+    (create,) = step.actions
+    assert isinstance(create, Create)
+    assert create.need.stage == "build"
+    assert isinstance(create.need.request, BuildRequest)
+    assert create.need.request.lock == made.status.lock
+    assert step.status is not None
+    assert (step.status.image, step.status.build_hash) == (made.status.image, made.status.build_hash)
+    assert (says(step, "Locked"), says(step, "Built")) == (("True", "Locked"), ("Unknown", "Building"))
+
+
+def test_firings_that_nobody_saw_are_made_up_for_once() -> None:
+    made = built(MONTHLY)
+    shot = with_results(snapshot(made, now=APRIL + timedelta(days=100)), build=build_result("b"))
+    made = after(shot, plan(shot))
+    assert made.status.image == build_result("b").build.image  # type: ignore[union-attr]
+    assert plan(replace(shot, environment=made, attempts={})).actions == ()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wait"), [(-86400.0, 3600.0), (-3600.0, 3600.0), (-90.5, 90.5), (0.0, 3600.0), (-1e-6, 1e-6)]
+)
+def test_it_is_looked_at_again_at_the_next_firing_and_once_an_hour(seconds: float, wait: float) -> None:
+    step = plan(snapshot(built(MONTHLY), now=APRIL + timedelta(seconds=seconds)))
+    assert step.requeue_after == pytest.approx(wait)
+
+
+def test_a_schedule_for_what_was_built_since_it_would_have_fired_builds_nothing_yet() -> None:
+    made = edited(built(), rebuild={"schedule": "@monthly"})
+    step = plan(snapshot(made))
+    assert (step.actions, step.requeue_after) == ((), 3600.0)
+    assert step.status is not None
+    assert says(step, "Ready") == ("True", "Built")
+    made = msgspec.structs.replace(made, status=step.status)
+    assert [type(action) for action in plan(snapshot(made, now=APRIL)).actions] == [Create]
+
+
+def test_a_schedule_for_what_was_built_long_ago_builds_at_once() -> None:
+    made = edited(built(), rebuild={"schedule": "@monthly"})
+    assert [type(action) for action in plan(snapshot(made, now=APRIL + timedelta(days=9))).actions] == [Create]
+
+
+@pytest.mark.parametrize("schedule", ["@fortnightly", "0 0 31 2 *", 3])
+def test_a_schedule_that_is_none_is_told_and_keeps_the_image(schedule: Any) -> None:
+    made = edited(built(), rebuild={"schedule": schedule})
+    step = plan(snapshot(made))
+    assert (step.actions, step.requeue_after) == ((), None)
+    assert says(step, "Locked") == ("False", "InvalidEnvironment")
+    assert step.status is not None
+    assert step.status.image == made.status.image
+    assert step.status.conditions[0].message.startswith("rebuild.schedule ")
+
+
+def test_a_rebuild_that_fails_keeps_the_image_and_the_next_firing_tries_again() -> None:
+    shot = with_results(snapshot(built(MONTHLY), now=APRIL), build=problem("InvalidEnvironment", "no such base"))
+    step = plan(shot)
+    assert says(step, "Ready") == ("False", "InvalidEnvironment")
+    assert step.status is not None
+    assert step.status.image == shot.environment.status.image
+    later = plan(replace(shot, environment=after(shot, step), now=APRIL + timedelta(days=30)))
+    assert [type(action) for action in later.actions] == [Create]
+
+
+def test_other_times_of_a_schedule_are_other_jobs() -> None:
+    lock = Lock(digest("packages a"), "r/e@sha256:1", 7)
+
+    def need(schedule: str, now: datetime) -> str:
+        shot = snapshot(environment({**SPEC, "rebuild": {"schedule": schedule}}), now=now)
+        assert isinstance(shot.canonical, Canonical)
+        return build_need(shot.environment, shot.canonical, lock, shot.began).hash
+
+    assert need("@monthly", NOW) == need("@monthly", NOW + timedelta(days=30)) == need("0 0 1 * *", NOW)
+    assert len({need("@monthly", NOW), need("@monthly", APRIL), need("@hourly", NOW)}) == 3
+
+
 # -- properties
 
 RESULTS = st.sampled_from(
@@ -428,17 +533,28 @@ SPECS = st.sampled_from(
         {**SPEC, "dependencies": ["python=3.12"]},
         {**SPEC, "variables": {"A": "1"}},
         {**SPEC, "baseImage": "debian"},
+        {**SPEC, "rebuild": {"schedule": "@monthly"}},
+        {**SPEC, "rebuild": {"schedule": "30 12 * * *"}},
         {"dependencies": "nonsense"},
     ]
 )
-BEFORE = st.sampled_from([environment(), built(), built(text="b"), built({**SPEC, "dependencies": ["python=3.12"]})])
+BEFORE = st.sampled_from(
+    [
+        environment(),
+        built(),
+        built(text="b"),
+        built({**SPEC, "dependencies": ["python=3.12"]}),
+        built({**SPEC, "rebuild": {"schedule": "30 12 * * *"}}),
+    ]
+)
+TIMES = st.sampled_from([NOW, NOW + timedelta(hours=1)])
 
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
     made = edited(draw(BEFORE))
     made = msgspec.structs.replace(made, spec=draw(SPECS))
-    shot = snapshot(made, enabled=draw(st.booleans()), collecting=draw(st.booleans()))
+    shot = snapshot(made, now=draw(TIMES), enabled=draw(st.booleans()), collecting=draw(st.booleans()))
     for _ in range(2):
         for need in needed(shot):
             if need.hash in shot.attempts or not draw(st.booleans()):
@@ -502,7 +618,10 @@ def test_no_image_and_no_lock_is_ever_lost(shot: Snapshot) -> None:
         assert isinstance(canonical, Canonical)
         lock = known_lock(after(shot, plan(shot)), canonical)
         assert lock is not None
-        assert status.build_hash == build_hash(shot.environment, canonical, lock)
+        # A schedule that was asked for after the build takes it as it is.
+        assert status.build_hash in {
+            build_hash(shot.environment, canonical, lock, began) for began in (shot.began, None)
+        }
 
 
 def settle(shot: Snapshot) -> tuple[frozenset[str], CondaEnvironmentStatus]:

@@ -326,6 +326,73 @@ async def test_a_second_resource_of_the_same_content_shares_the_jobs() -> None:
     assert len(cluster.jobs) == 2
 
 
+MONTHLY = {**SPEC, "rebuild": {"schedule": "@monthly"}}
+FIRES = datetime(2026, 4, 1, tzinfo=NOW.tzinfo)
+
+
+async def test_a_firing_of_the_schedule_leads_to_a_newer_base() -> None:
+    cluster = Cluster()
+    cluster.ask(MONTHLY)
+    await cluster.until_ready()
+    image = cluster.environment().status.image
+    first = cluster.only("build")
+    cluster.now = FIRES - timedelta(seconds=90)
+    assert await cluster.reconcile() == []
+    result = await cluster.reconciler.reconcile(KEY)
+    assert result.requeue_after == 90
+    cluster.passes(90)
+    assert await cluster.reconcile() == ["create build", "status"]
+    assert cluster.environment().status.image == image, "what runs keeps running"
+    assert (cluster.says("Locked"), cluster.says("Ready")) == (("True", "Locked"), ("False", "Building"))
+    (again,) = (name for name in cluster.jobs if name.startswith("build") and name != first)
+    assert cluster.request_of(again) == cluster.request_of(first)
+    cluster.passes(60)
+    cluster.restart()
+    assert await cluster.reconcile() == []
+    cluster.ends(again, build_result("b"))
+    assert await cluster.reconcile() == ["status"]
+    status = cluster.environment().status
+    assert status.image == build_result("b").build.image  # type: ignore[union-attr]
+    assert [past.image for past in status.history] == [status.image, image]
+    assert cluster.says("Ready") == ("True", "Built")
+    cluster.jobs.clear()
+    cluster.restart()
+    assert await cluster.reconcile() == [], "until the next one"
+
+
+async def test_a_firing_changes_nothing_where_the_base_is_the_same() -> None:
+    cluster = Cluster()
+    cluster.ask(MONTHLY)
+    await cluster.until_ready()
+    before = cluster.environment().status
+    cluster.jobs.clear()
+    cluster.now = FIRES
+    assert await cluster.reconcile() == ["create build", "status"]
+    cluster.ends(cluster.only("build"), build_result())
+    assert await cluster.reconcile() == ["status"]
+    status = cluster.environment().status
+    assert cluster.says("Ready") == ("True", "Built")
+    assert (status.image, status.lock_digest, status.hash) == (before.image, before.lock_digest, before.hash)
+    assert status.history == before.history
+    assert status.build_hash != before.build_hash
+    assert len(cluster.jobs) == 1, "nothing is locked anew"
+
+
+async def test_a_mistake_in_a_schedule_is_told_and_what_was_built_stands() -> None:
+    cluster = Cluster()
+    cluster.ask()
+    await cluster.until_ready()
+    image = cluster.environment().status.image
+    cluster.ask({**SPEC, "rebuild": {"schedule": "0 0 31 2 *"}})
+    assert await cluster.reconcile() == ["status"]
+    assert cluster.says("Ready") == ("False", "InvalidEnvironment")
+    assert cluster.environment().status.image == image
+    assert "rebuild.schedule" in cluster.events[-1][2]
+    cluster.ask(SPEC)
+    assert await cluster.reconcile() == ["status"]
+    assert cluster.says("Ready") == ("True", "Built")
+
+
 def test_a_count_that_falls_to_nothing_is_written() -> None:
     before = CondaEnvironmentStatus(observed_generation=1, bytes=EnvironmentBytes(total=5, pushed=5), image="a")
     after = CondaEnvironmentStatus(observed_generation=2, bytes=EnvironmentBytes(total=7, shared=7), image="a")

@@ -130,6 +130,7 @@ BASE = {
         {"dependencies": [*BASE["dependencies"], "python=3.11"]},
         {"platform": "linux-aarch64"},
         {"excludeNewer": "2026-01-01"},
+        {"rebuild": {"schedule": "@monthly"}},
     ],
 )
 def test_what_makes_no_other_environment_keeps_the_hash(change: dict[str, Any]) -> None:
@@ -199,6 +200,14 @@ REFUSED = [
     ("dependencies: [a]\nvariables: {A: 1.10}\n", "line 2: variables.A must be text; put it into quotes"),
     ("dependencies: [a]\nvariables: {A: 2026-01-01}\n", "line 2: variables.A must be text; put it into quotes"),
     ('dependencies: [a]\nvariables: {A: "\\0"}\n', "line 2: variables.A holds a NUL byte"),
+    ("dependencies: [a]\nrebuild: monthly\n", 'line 2: rebuild must have a line such as `schedule: "@monthly"`'),
+    ("dependencies: [a]\nrebuild: {}\n", "rebuild.schedule must be text; write minute, hour,"),
+    ("dependencies: [a]\nrebuild:\n  schedule: 3\n", "line 3: rebuild.schedule must be text; write minute, hour,"),
+    ("dependencies: [a]\nrebuild: {cron: '@daily'}\n", "line 2: rebuild.cron is no key of rebuild; known is schedule"),
+    (
+        "dependencies: [a]\nrebuild: {schedule: '0 0 31 2 *'}\n",
+        "line 2: rebuild.schedule ('0 0 31 2 *') names no possible day-of-month; write minute, hour,",
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenservice.environments import schedule
 
 CRD = Path(__file__).resolve().parents[3] / "crds" / "tokenservice.dev_condaenvironments.yaml"
 SPEC: dict[str, Any] = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"][
@@ -44,12 +45,19 @@ def accepted(field: str, text: str) -> bool:
         ("lock", "registry.example.com/team/environments@" + DIGEST),
         ("lock", "localhost:30500/environments:lock-0123456789abcdef"),
         ("lock", "registry.example.com:5000/a/b_c--d:tag@" + DIGEST),
+        ("rebuild.schedule", "@monthly"),
+        ("rebuild.schedule", "@annually"),
+        ("rebuild.schedule", "0 3 1 * *"),
+        ("rebuild.schedule", "15  */2 1-7,15 JAN-Jun MON#1"),
+        ("rebuild.schedule", "0 0 LW * *"),
     ],
 )
 def test_is_accepted(field: str, text: str) -> None:
     assert accepted(field, text)
     if field == "excludeNewer":
         datetime.fromisoformat(text)  # as the solver's Job reads it
+    if field == "rebuild.schedule":
+        schedule.check(text)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +88,14 @@ def test_is_accepted(field: str, text: str) -> None:
         ("lock", "registry.example.com/environments@sha256:12"),
         ("lock", "user:password@registry.example.com/environments"),
         ("lock", "./pixi.lock"),
+        ("rebuild.schedule", ""),
+        ("rebuild.schedule", "monthly"),
+        ("rebuild.schedule", "@reboot"),
+        ("rebuild.schedule", "@monthly "),
+        ("rebuild.schedule", "0 3 1 *"),
+        ("rebuild.schedule", "0 0 3 1 * *"),
+        ("rebuild.schedule", "0 3 1 * ?"),
+        ("rebuild.schedule", "0 3 1 * *" + " " * 100),
     ],
 )
 def test_is_refused(field: str, text: str) -> None:

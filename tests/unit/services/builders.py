@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -12,12 +14,14 @@ import msgspec
 from tokenservice.api import names
 from tokenservice.api.conditions import UNDER_WAY
 from tokenservice.api.environments import CondaEnvironment
-from tokenservice.api.meta import Deployment, Object, Pod
+from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
 from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
 from tokenservice.services import environment as environments
-from tokenservice.services import render
+from tokenservice.services import plan as plans
+from tokenservice.services import render, revisions, rollout
 from tokenservice.services.podschema import PodSchema
 from tokenservice.services.snapshot import Refusal, Snapshot, Surroundings
+from tokenservice.services.verify import Answer
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
@@ -134,16 +138,44 @@ def child(**meta: Any) -> Object:
     return msgspec.convert({"metadata": metadata(**meta)}, Object)
 
 
-def pod(name: str = "demo-1", *, created: str = "2026-03-01T11:00:00Z", deleted: bool = False, **status: Any) -> Pod:
+def pod(
+    name: str = "demo-1",
+    *,
+    created: str = "2026-03-01T11:00:00Z",
+    deleted: bool = False,
+    revision: str | None = None,
+    node: str = "",
+    labels: dict[str, str] | None = None,
+    **status: Any,
+) -> Pod:
+    """revision: the name of the ControllerRevision that it was made from."""
+    known = {names.LABEL_SERVICE: "demo"} if labels is None else labels
     meta: dict[str, Any] = {
         "name": name,
         "namespace": "team",
+        "uid": f"uid of {name}",
         "creationTimestamp": created,
-        "labels": {names.LABEL_SERVICE: "demo"},
+        "labels": {**known, **({names.LABEL_REVISION: revisions.label(revision)} if revision else {})},
     }
     if deleted:
         meta["deletionTimestamp"] = "2026-03-01T12:00:00Z"
-    return msgspec.convert({"metadata": meta, "status": status}, Pod)
+    return msgspec.convert({"metadata": meta, "spec": {"nodeName": node}, "status": status}, Pod)
+
+
+def revision(
+    tokenservice: TokenService, *around: CondaEnvironment, number: int = 1, **annotations: str
+) -> ControllerRevision:
+    """The ControllerRevision that the spec asks for, as the API server would send it."""
+    made = children(tokenservice, *around)
+    runs_in = surroundings(tokenservice, *around).runs_in
+    assert made.deployment
+    assert runs_in
+    template = made.deployment["spec"]["template"]
+    manifest = revisions.wanted(tokenservice, (), made.inputs, template, runs_in).manifest
+    assert manifest
+    metadata = {**manifest["metadata"], "annotations": annotations, "uid": "uid of a revision"}
+    raw = {**manifest, "metadata": metadata, "revision": number}
+    return msgspec.json.decode(msgspec.json.encode(raw), type=ControllerRevision)
 
 
 def snapshot(
@@ -158,8 +190,18 @@ def snapshot(
     around: tuple[CondaEnvironment, ...] = (),
     environment_refusal: Refusal | None = None,
     others: int = 0,
+    history: tuple[ControllerRevision, ...] | None = None,
+    **more: Any,
 ) -> Snapshot:
+    """history: the revisions that exist. Without it a Deployment has the one that the spec asks for, which is good."""
     tokenservice = tokenservice or service()
+    if history is None:
+        history = ()
+        if deployment and refusal is None and surroundings(tokenservice, *around).runs_in:
+            history = (revision(tokenservice, *around),)
+            deployment = running(deployment, history[0])
+            status = msgspec.structs.replace(tokenservice.status, last_good_revision=history[0].metadata.name)
+            tokenservice = msgspec.structs.replace(tokenservice, status=status)
     return Snapshot(
         service=tokenservice,
         children=refusal or children(tokenservice, *around),
@@ -170,4 +212,40 @@ def snapshot(
         now=now,
         cluster_domain="cluster.local",
         surroundings=surroundings(tokenservice, *around, refusal=environment_refusal, others=others),
+        revisions=history,
+        **more,
     )
+
+
+def running(deployment: Deployment, revision: ControllerRevision) -> Deployment:
+    """The Deployment, with the template of `revision`."""
+    annotations = {**deployment.metadata.annotations, names.ANNOTATION_REVISION: revision.metadata.name}
+    metadata = msgspec.structs.replace(deployment.metadata, annotations=annotations)
+    return msgspec.structs.replace(deployment, metadata=metadata)
+
+
+def plan(found: Snapshot, changes: Mapping[plans.Child, str]) -> plans.Plan:
+    """As the reconciler has it: the rollout's step, and the plan for the Deployment that it asks for."""
+    step = rollout.step(found)
+    made = found.children
+    if not isinstance(made, Refusal) and made.deployment and step.target:
+        made = replace(made, deployment=revisions.deployment(made.deployment, step.target, hold=step.hold))
+    return plans.plan(replace(found, children=made), changes, step)
+
+
+def node(name: str, *, ready: bool = True, pressure: bool = False, **fields: Any) -> Node:
+    """A node; fields: `unschedulable`, `taints`, `labels`, `allocatable`."""
+    conditions = [
+        {"type": "Ready", "status": str(ready)},
+        {"type": "DiskPressure", "status": str(pressure)},
+    ]
+    raw = {
+        "metadata": {"name": name, "labels": fields.get("labels", {})},
+        "spec": {"unschedulable": fields.get("unschedulable", False), "taints": fields.get("taints", [])},
+        "status": {"conditions": conditions, "allocatable": fields.get("allocatable", {})},
+    }
+    return msgspec.convert(raw, Node)
+
+
+def answer(verdict: Any = "right", *, tries: int = 1, message: str = "", at: datetime = NOW) -> Answer:
+    return Answer(verdict, message, tries, at)

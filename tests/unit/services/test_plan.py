@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenservice.api import conditions as reasons
 from tokenservice.api.meta import Condition, Deployment, Object, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService, TokenServiceStatus
+from tokenservice.services import rollout
 from tokenservice.services.environment import runs_in
-from tokenservice.services.plan import CHILDREN, Child, Plan, plan, wanted
+from tokenservice.services.plan import CHILDREN, Child, Plan, wanted
 from tokenservice.services.snapshot import Refusal, Snapshot
 
 from tests.unit.services.builders import (
@@ -25,11 +26,15 @@ from tests.unit.services.builders import (
     OLDER,
     UID,
     child,
+    children,
     deployment,
     environment,
+    plan,
     pod,
+    revision,
     service,
     snapshot,
+    surroundings,
 )
 
 MISSING: dict[Child, str] = dict.fromkeys(CHILDREN[1:], "missing")
@@ -60,7 +65,8 @@ def after(before: Snapshot, made: Plan) -> Snapshot:
 
 def possible(found: Snapshot, changed: dict[Child, str]) -> dict[Child, str]:
     """Of the changes those of children that there should be."""
-    return {child: why for child, why in changed.items() if wanted(found, child) is not None}
+    step = rollout.step(found)
+    return {child: why for child, why in changed.items() if wanted(found, child, step) is not None}
 
 
 def ready(made: Plan) -> Condition:
@@ -74,11 +80,13 @@ def test_a_new_service() -> None:
     found = snapshot()
     made = plan(found, MISSING)
     assert [(apply.child, apply.why, apply.force) for apply in made.applies] == [
+        ("revision", "missing", False),
         ("deployment", "missing", False),
         ("service", "missing", False),
         ("budget", "missing", False),
     ]
-    assert [apply.manifest["kind"] for apply in made.applies] == ["Deployment", "Service", "PodDisruptionBudget"]
+    kinds = ["ControllerRevision", "Deployment", "Service", "PodDisruptionBudget"]
+    assert [apply.manifest["kind"] for apply in made.applies] == kinds
     assert made.events == ()
     assert made.requeue_after is None
     assert made.status
@@ -87,6 +95,7 @@ def test_a_new_service() -> None:
         url="http://demo.team.svc.cluster.local/v1",
         selector="tokenservice.dev/service=demo",
         environment=EnvironmentStatus(image=IMAGE),
+        update_revision=revision(service()).metadata.name,
     )
     assert [(c.type, c.status, c.reason) for c in made.status.conditions] == [
         ("Ready", "False", "Starting"),
@@ -114,8 +123,12 @@ def test_only_what_differs_is_applied_and_taken_back_by_force() -> None:
 
 def test_a_spec_that_is_not_applied_yet_is_not_ready() -> None:
     serving = after(running(), plan(running(), {}))
-    changed = service(status=serving.service.status, generation=2, environment={"image": {"reference": "other:2"}})
-    made = plan(running(changed), {"deployment": "changed"})
+    spec: dict[str, Any] = {"environment": {"image": {"reference": "other:2"}}, "rollout": {"prePull": False}}
+    changed = service(status=serving.service.status, generation=2, **spec)
+    around = surroundings(changed)
+    made = plan(
+        replace(serving, service=changed, children=children(changed), surroundings=around), {"deployment": "changed"}
+    )
     assert (ready(made).status, ready(made).reason, ready(made).observed_generation) == ("False", "RollingOut", 2)
     assert [(event.type, event.reason) for event in made.events] == [("Normal", "RollingOut")]
 
@@ -249,7 +262,7 @@ def test_the_time_of_a_transition_moves_with_the_status_alone() -> None:
     failing = plan(replace(first, pods=(UNSCHEDULABLE,), now=NOW + timedelta(minutes=1)), {})
     assert ready(failing).reason == "Unschedulable"
     assert set(times(failing).values()) == {"2026-03-01T12:00:00Z"}
-    serving = plan(replace(first, deployment=deployment(), now=NOW + timedelta(minutes=2)), {})
+    serving = plan(replace(running(), service=first.service, now=NOW + timedelta(minutes=2)), {})
     assert set(times(serving).values()) == {"2026-03-01T12:02:00Z"}
 
 
@@ -574,6 +587,7 @@ def test_what_every_plan_holds_to(found: Snapshot, changed: dict[Child, str]) ->
     for apply in made.applies:
         exists = {
             "environment": found.surroundings.own,
+            "revision": None,
             "deployment": found.deployment,
             "service": found.service_object,
             "budget": found.budget,

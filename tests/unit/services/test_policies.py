@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from tokenservice.api.meta import Condition, Deployment
 from tokenservice.api.v1alpha1 import Failure
-from tokenservice.services.policies import Facts, conditions, resolve
+from tokenservice.services import amounts
+from tokenservice.services.policies import Facts, conditions
+from tokenservice.services.revisions import Wanted
+from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Refusal
 
 from tests.unit.services.builders import deployment, service
@@ -26,6 +29,11 @@ LATE = [
 ]
 
 
+UPDATE = Wanted("demo-2", 2, {}, None)
+GOOD = Step(running="demo-2", update=UPDATE, good="demo-2", target=UPDATE)
+"""The revision asked for runs and is good."""
+
+
 def facts(
     live: Deployment | None,
     *failures: Failure,
@@ -33,6 +41,7 @@ def facts(
     outdated: bool = False,
     environment: tuple[str, str, str] | None = None,
     unbuilt: bool = False,
+    step: Step = GOOD,
     **spec: Any,
 ) -> dict[str, Condition]:
     made = conditions(
@@ -44,10 +53,12 @@ def facts(
             outdated=outdated,
             environment=environment,
             unbuilt=unbuilt,
+            step=step,
         )
     )
     between = ["EnvironmentReady"] if environment else []
-    assert [condition.type for condition in made] == ["Ready", *between, "Available", "Progressing"]
+    back = ["RolledBack"] if step.back else []
+    assert [condition.type for condition in made] == ["Ready", *between, "Available", "Progressing", *back]
     return {condition.type: condition for condition in made}
 
 
@@ -247,7 +258,9 @@ def test_a_long_message_keeps_where_the_cause_and_how_many() -> None:
 
 
 def test_conditions_say_which_generation_they_describe() -> None:
-    made = conditions(Facts(service=service(generation=7), refusal=None, deployment=deployment(), failures=()))
+    made = conditions(
+        Facts(service=service(generation=7), refusal=None, deployment=deployment(), failures=(), step=GOOD)
+    )
     assert {condition.observed_generation for condition in made} == {7}
 
 
@@ -255,4 +268,4 @@ def test_conditions_say_which_generation_they_describe() -> None:
     ("value", "replicas", "pods"), [(0, 5, 0), (2, 5, 2), ("0%", 5, 0), ("25%", 3, 0), ("25%", 4, 1), ("100%", 4, 4)]
 )
 def test_a_percentage_is_rounded_down(value: int | str, replicas: int, pods: int) -> None:
-    assert resolve(value, replicas) == pods
+    assert amounts.pods(value, replicas) == pods

@@ -9,12 +9,13 @@ from typing import Any, cast
 import msgspec
 import pytest
 from tokenservice.api.environments import CondaEnvironment
-from tokenservice.api.meta import Deployment, Object, Pod
+from tokenservice.api.meta import ControllerRevision, Deployment, Object, Pod
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.events import EventRecorder
 from tokenservice.services.controller import Caches, Reconciler
 from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.store import Store
+from tokenservice.services.verify import Answer
 
 from tests.unit.services.builders import pod_schema, service
 
@@ -60,6 +61,18 @@ class Schemas:
     stale = False
 
 
+class Asker:
+    answers: Mapping[str, Answer] = {}
+
+    def ask(self, pod: Pod) -> None: ...
+
+
+class Metrics:
+    def rollout_stage(self, stage: str, seconds: float) -> None: ...
+
+    def rolled_back(self) -> None: ...
+
+
 class Recorder:
     def event(self, *_: Any, **__: Any) -> None: ...
 
@@ -87,9 +100,14 @@ async def test_a_spec_that_arrives_with_the_answer_to_the_status_is_carried_out(
     reconciler = Reconciler(
         cast("Client", Api(answer)),
         store,
-        Caches(Cache(Deployment), Cache(Object), Cache(Object), Cache(Pod), Cache(CondaEnvironment)),
+        Caches(
+            *(Cache(Deployment), Cache(Object), Cache(Object), Cache(Pod), Cache(CondaEnvironment)),
+            Cache(ControllerRevision),
+        ),
         cast("SchemaSource", Schemas()),
         cast("EventRecorder", Recorder()),
+        asker=Asker(),
+        metrics=Metrics(),
         cluster_domain="cluster.local",
         now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC),
     )

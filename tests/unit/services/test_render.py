@@ -257,7 +257,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "finalizers": ({"metadata": {"finalizers": ["a/b"]}}, "metadata.finalizers: only labels"),
     **{
         label: ({"metadata": {"labels": {label: value}}}, rf"metadata.labels[{label}]: belongs to the operator")
-        for label, value in zip(sorted(render.RESERVED_LABELS), ["x", None, "y", "z", None], strict=True)
+        for label, value in zip(sorted(render.RESERVED_LABELS), ["x", None, "y", "z", None, "v", "w"], strict=True)
     },
     "no labels": ({"metadata": {"labels": None}}, "metadata.labels: is empty"),
     "labels replaced": ({"metadata": {"labels": {"$patch": "replace"}}}, "metadata.labels.$patch"),

@@ -26,5 +26,5 @@ def test_the_defaults_agree() -> None:
 
 
 async def test_the_operators_paths_answer(client: httpx.AsyncClient) -> None:
-    for path in (protocol.HEALTHZ, protocol.READYZ, protocol.METRICS):
+    for path in (protocol.HEALTHZ, protocol.READYZ, protocol.VERIFYZ, protocol.METRICS):
         assert (await client.get(path)).status_code == 200

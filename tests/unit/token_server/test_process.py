@@ -152,6 +152,23 @@ def test_a_pod_that_never_was_ready_ends_at_once(start: Start, program: list[str
 
 
 @both
+def test_verifyz(start: Start, program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "alice").write_text("key-1\n")
+    process = start(program, TOKEN_SERVER_API_KEYS_DIR=str(tmp_path), TOKEN_SERVER_DRAIN_DELAY_SECONDS="3")
+    process.ready()
+    answer = process.get("/verifyz")
+    assert answer is not None
+    body = answer.json()
+    assert body.pop("seconds") >= 0.05, "a token takes so long"
+    assert (answer.status_code, body) == (200, {"status": "ok", "model": "tiny", "tokens": 1})
+    process.terminate()
+    process.wait_until(lambda: (seen := process.get("/readyz")) and seen.status_code == 503)
+    late = process.get("/verifyz")
+    assert late is not None
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "server_stopping")
+
+
+@both
 def test_a_model_that_is_not_there(start: Start, program: list[str]) -> None:
     process = start(program, TOKEN_SERVER_MODEL_SOURCE="file:///no/such/model")
     code, _, err = process.end()
@@ -208,6 +225,7 @@ def test_a_loader_that_breaks_ends_the_process(start: Start) -> None:
     [
         (["--fail-after", "0", "--fail-message", "no  weights"], "no weights"),
         (["--crash-on-start"], "the stand-in fails, as asked"),
+        (["--exit-when-ready", "0.1", "--fail-message", "no  more"], "no more"),
         (["--require-hf-token"], "give a token in model.authSecretRef"),
     ],
 )
@@ -215,6 +233,17 @@ def test_the_stand_in_fails_as_asked(start: Start, arguments: list[str], line: s
     code, _, err = start([*STAND_IN, *arguments]).end()
     assert code == 1
     assert err.splitlines()[-1].endswith(line)
+
+
+def test_the_stand_in_is_ready_and_answers_nothing(start: Start) -> None:
+    process = start([*STAND_IN, "--verify-status", "500", "--fail-message", "nonsense"])
+    process.ready()
+    verified = process.get("/verifyz")
+    completed = httpx.post(f"{process.base}/v1/completions", json=BODY)
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+    for answer in (verified, completed, httpx.post(f"{process.base}/v1/chat/completions", json=chat)):
+        assert answer is not None
+        assert (answer.status_code, answer.json()["error"]["message"]) == (500, "nonsense")
 
 
 def test_the_termination_message(tmp_path: Path) -> None:

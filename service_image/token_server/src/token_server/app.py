@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from token_server import __version__
 from token_server.auth import ApiKeys
 from token_server.engine import Engine, Message, PromptError
-from token_server.errors import ApiError, bad_value, internal, loading, unknown_model, wrong_key
-from token_server.generation import End, Event, Generator, Piece
+from token_server.errors import ApiError, bad_value, internal, loading, stopping, unknown_model, wrong_key
+from token_server.generation import End, Event, Generator, Piece, Turn
 from token_server.lifecycle import Lifecycle, Phase
 from token_server.limiter import Limiter
 from token_server.log import log
@@ -27,6 +27,7 @@ from token_server.metrics import Metrics, route_label
 from token_server.openai_api import Answer, Request, model_card, parse_chat, parse_completion, token_budget
 from token_server.settings import Settings
 from token_server.streaming import ClientGoneError, EventStream, Receive, Scope, Send, frame, read_json, while_connected
+from token_server.verify import SingleFlight, verification
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 CLIENT_GONE = 499  # nginx's number for it; nobody reads it but the log
@@ -43,6 +44,7 @@ class Service:
         self.created = int(time.time())
         self._limiter = Limiter(settings.max_concurrency, settings.max_queue)
         self._loaded: Optional[tuple[Engine, Generator]] = None
+        self._verified = SingleFlight(self._one_token)
         metrics.watch_queue(lambda: self._limiter.waiting, lambda: self._limiter.running)
         metrics.ready.set_function(lambda: float(lifecycle.phase is Phase.SERVING))
 
@@ -66,7 +68,7 @@ class Service:
         """The answer to a POST: JSON, or a stream of events. Raises ApiError and ClientGoneError."""
         context = http.scope["token_server"]
         body = await read_json(http.receive)
-        engine, generator = self.loaded()
+        _, generator = self.loaded()
         request = parse(body)
         context["stream"] = request.stream
         if request.model != self.settings.model_name:
@@ -74,11 +76,7 @@ class Service:
         turn = generator.admit()
         streaming = False
         try:
-            prompt = await asyncio.get_running_loop().run_in_executor(None, encode, engine, request)
-            budget = token_budget(request, len(prompt), engine.context_length, engine.default_max_tokens)
-            context.update(prompt_tokens=len(prompt), max_tokens=budget)
-            source = generator.run(turn, prompt, request.sampling(budget), request.stop, context["arrived"])
-            events = self._events(source, context)
+            events = await self._begin(turn, request, context, encode)
             if request.stream:
                 streaming = True
                 return EventStream(self._frames(request, events, context), lambda: generator.withdraw(turn))
@@ -86,6 +84,47 @@ class Service:
         finally:
             if not streaming:
                 generator.withdraw(turn)
+
+    async def verify(self, http: HttpRequest) -> Response:
+        """The answer to /verifyz. Raises ApiError and ClientGoneError."""
+        if self.lifecycle.phase is Phase.DRAINING:
+            raise stopping()
+        # A context of its own: the generation may outlast the request that began it.
+        context = {name: http.scope["token_server"][name] for name in ("id", "arrived")}
+        return JSONResponse(await while_connected(http.receive, self._verified.result(context)))
+
+    async def _one_token(self, context: dict[str, Any]) -> dict[str, Any]:
+        """What a completion does, for a request of the server's own. Raises ApiError, and what `_begin` raises."""
+        began = time.perf_counter()
+        _, generator = self.loaded()
+        request = verification(self.settings.model_name)
+        turn = generator.admit()
+        try:
+            events = await self._begin(turn, request, context, encode_any)
+            answer = await self._whole(request, events, context)
+        finally:
+            generator.withdraw(turn)
+        tokens = answer["usage"]["completion_tokens"]
+        if not tokens:
+            log("generation failed", level="error", request_id=context["id"], error="no token came")
+            raise internal()
+        seconds = round(time.perf_counter() - began, 4)
+        return {"status": "ok", "model": self.settings.model_name, "tokens": tokens, "seconds": seconds}
+
+    async def _begin(
+        self,
+        turn: Turn,
+        request: Request,
+        context: dict[str, Any],
+        encoding: Callable[[Engine, Request], list[int]],
+    ) -> AsyncGenerator[Event, None]:
+        """The events of a request that is in line. Raises ApiError (400), and what the tokenizer raises."""
+        engine, generator = self.loaded()
+        prompt = await asyncio.get_running_loop().run_in_executor(None, encoding, engine, request)
+        budget = token_budget(request, len(prompt), engine.context_length, engine.default_max_tokens)
+        context.update(prompt_tokens=len(prompt), max_tokens=budget)
+        source = generator.run(turn, prompt, request.sampling(budget), request.stop, context["arrived"])
+        return self._events(source, context)
 
     async def _events(
         self, source: AsyncGenerator[Event, None], context: dict[str, Any]
@@ -164,6 +203,14 @@ def encode(engine: Engine, request: Request) -> list[int]:
     return tokens
 
 
+def encode_any(engine: Engine, request: Request) -> list[int]:
+    """The same where any prompt will do: the first token stands in for text that a tokenizer has no tokens for."""
+    try:
+        return encode(engine, request)
+    except ApiError:
+        return [0]
+
+
 def describe(error: BaseException) -> str:
     """Type and place of an error, without its text, which may quote a prompt."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]
@@ -185,6 +232,10 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Any]:
     async def readyz() -> JSONResponse:
         status, body = service.lifecycle.readiness()
         return JSONResponse(body, status)
+
+    @app.get("/verifyz")
+    async def verifyz(http: HttpRequest) -> Response:
+        return await service.verify(http)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -1,0 +1,1 @@
+"""Nodes: which of them can take pods, and bringing images to them."""

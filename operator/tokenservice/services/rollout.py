@@ -1,0 +1,368 @@
+"""How far a rollout is, and its next step: a pure function of what is found.
+
+    a new revision -> pre-pull -> update -> verify -> last good revision
+                                     \\         \\
+                                      `---------`-> failed -> back to the last good one, or held
+
+What has been done is read from the cluster: the revisions and what failed of them, the one that the Deployment has,
+the pods, and which revision was good last. A crash between any two writes leaves one of these states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tokenservice.api import conditions as reasons
+from tokenservice.api import names
+from tokenservice.api.conditions import cut
+from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, time_of
+from tokenservice.api.v1alpha1 import Failure
+from tokenservice.nodes import prepull
+from tokenservice.nodes.prepull import Pulls
+from tokenservice.protocol import VERIFYZ
+from tokenservice.services import amounts, revisions
+from tokenservice.services.environment import ours
+from tokenservice.services.failures import failures
+from tokenservice.services.render import Manifest
+from tokenservice.services.revisions import STABLE_SECONDS, Failed, Wanted
+from tokenservice.services.snapshot import Refusal, Snapshot
+from tokenservice.services.verify import Answer
+
+_AVAILABLE = "NewReplicaSetAvailable"
+"""The Deployment controller's reason for a rollout that has come to its end once."""
+_ENDED = frozenset({"Failed", "Succeeded"})
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a TokenService's rollout is, and what is to be done about it.
+
+    Attributes:
+        running: the revision that the Deployment has, by name.
+        update: the one that the spec asks for.
+        good: the one that was good last, this step's finding included; by name.
+        target: the one that the Deployment is to have now.
+        hold: whether the Deployment's own rollout is to be held.
+        create: the ControllerRevision to make.
+        again: the number of `update`, which exists, and is asked for again.
+        adopt: ControllerRevisions that nobody controls any more.
+        mark: what to write on `update`, whose rollout has just failed.
+        failed: why `update` is not rolled out any more.
+        up: whether every pod of `update` that is asked for is Ready, though it may not have proven good yet.
+        wrong: what a Ready pod of `update` answers that should give a token.
+        pulls: how far images are on their way; None where none are needed.
+        pull: pods to make for it.
+        unpull: pods to delete that have done that.
+        drop: ControllerRevisions to delete.
+        ask: pods to ask for a token.
+        requeue_after: seconds after which to look again without a change.
+
+    """
+
+    running: str | None = None
+    update: Wanted | None = None
+    good: str | None = None
+    target: Wanted | None = None
+    hold: bool = False
+    create: Manifest | None = None
+    again: int | None = None
+    adopt: tuple[ControllerRevision, ...] = ()
+    mark: Failed | None = None
+    failed: Failed | None = None
+    up: bool = False
+    wrong: str | None = None
+    pulls: Pulls | None = None
+    pull: tuple[Manifest, ...] = ()
+    unpull: tuple[Pod, ...] = ()
+    drop: tuple[ControllerRevision, ...] = ()
+    ask: tuple[Pod, ...] = ()
+    requeue_after: float | None = None
+
+    @property
+    def updated(self) -> bool:
+        """Whether the Deployment has the revision that the spec asks for."""
+        return self.update is not None and self.running == self.update.name
+
+    @property
+    def verified(self) -> bool:
+        return self.update is not None and self.good == self.update.name
+
+    @property
+    def back(self) -> bool:
+        """Whether the last good revision serves in place of the one asked for."""
+        return self.failed is not None and self.target is not None and self.target.name == self.good
+
+    @property
+    def begins(self) -> bool:
+        """Whether the Deployment gets the revision asked for with this step, with others before it."""
+        switches = self.target is not None and self.update is not None and self.target.name == self.update.name
+        return switches and self.running is not None and not self.updated
+
+
+def step(snapshot: Snapshot) -> Step:
+    """The next step for what is found."""
+    service, children = snapshot.service, snapshot.children
+    if service.metadata.deletion_timestamp:
+        return Step()
+    mine = {
+        revision.metadata.name: revision
+        for revision in snapshot.revisions
+        if ours(service, revision.metadata) and not revision.metadata.deletion_timestamp
+    }
+    running = _running(snapshot)
+    good = service.status.last_good_revision
+    found = Step(running=running, good=good if good in mine else None, unpull=_gone_for(snapshot.pull_pods))
+    runs_in = snapshot.surroundings.runs_in
+    if isinstance(children, Refusal) or children.deployment is None or runs_in is None:
+        return found
+    template = children.deployment["spec"]["template"]
+    update = revisions.wanted(service, mine.values(), children.inputs, template, runs_in)
+    newest = max((revision.revision for revision in mine.values()), default=0)
+    past, older = update.failed, update.manifest is None and update.number < newest
+    tried = past is not None and past.asked != revisions.asked(service) and found.good != update.name
+    if older or tried:
+        number = newest + 1 if older else update.number
+        update = replace(update, number=number, failed=None, since=snapshot.now)
+        found = replace(found, again=number)
+    orphans = tuple(revision for revision in mine.values() if revision.metadata.controller is None)
+    found = replace(found, update=update, create=update.manifest, adopt=orphans)
+    found = _judged(snapshot, found, update)
+    found = _targeted(snapshot, found, update, mine)
+    used = (update.name, running, found.good, found.target.name if found.target else None)
+    return replace(found, drop=revisions.superfluous(tuple(mine.values()), used))
+
+
+def _running(snapshot: Snapshot) -> str | None:
+    deployment = snapshot.deployment
+    if deployment is None or not ours(snapshot.service, deployment.metadata):
+        return None
+    return deployment.metadata.annotations.get(names.ANNOTATION_REVISION)
+
+
+# -- whether it has failed, or is good
+
+
+def _judged(snapshot: Snapshot, found: Step, update: Wanted) -> Step:
+    """`found` with the verdict on the revision that the spec asks for."""
+    service, deployment = snapshot.service, snapshot.deployment
+    if found.verified:
+        return found
+    if update.failed:
+        return replace(found, failed=update.failed)
+    if deployment is None or not found.updated:
+        return found
+    pods, since = _pods_of(snapshot, update.name), update.since
+    up = len(pods) == service.spec.replicas > 0 and all(_ready_since(pod) for pod in pods)
+    found = replace(found, up=up)
+    wrong = _answered(pods, snapshot.answers, lambda answer: answer.refuted and (since is None or answer.at > since))
+    if service.spec.paused or deployment.status.observed_generation < deployment.metadata.generation:
+        return replace(found, wrong=wrong)
+    failure = _failure(snapshot, deployment, pods, wrong, since)
+    if failure is not None:
+        if found.good is None:  # there is nothing to go back to: it is tried on
+            return replace(found, wrong=wrong, ask=_due(pods, snapshot), requeue_after=_wait(snapshot, pods, since))
+        mark = Failed(
+            reason=failure.reason,
+            message=cut(_words(failure)),
+            at=revisions.stamp(snapshot.now),
+            asked=revisions.asked(service),
+        )
+        return replace(found, mark=mark, failed=mark)
+    if _good(snapshot, deployment, pods):
+        return replace(found, good=update.name)
+    return replace(found, wrong=wrong, ask=_due(pods, snapshot), requeue_after=_wait(snapshot, pods, since))
+
+
+def _failure(
+    snapshot: Snapshot, deployment: Deployment, pods: tuple[Pod, ...], wrong: str | None, since: datetime | None
+) -> Failure | None:
+    """Why the revision of these pods has failed. since: when it was asked for; what was known then is no news."""
+    if wrong is not None:
+        return Failure(reason=reasons.VERIFICATION_FAILED, message=wrong)
+    seconds = snapshot.service.spec.rollout.progress_deadline_seconds
+    progress = _progress(deployment)
+    if progress is None:
+        return None
+    at = time_of(progress.last_update_time)
+    if progress.reason == reasons.PROGRESS_DEADLINE_EXCEEDED and (not since or not at or at > since):
+        return _first(pods, deployment) or Failure(reason=progress.reason, message=progress.message)
+    late = [pod for pod in pods if (until := _deadline(snapshot, pod, since)) and until <= snapshot.now]
+    stuck = _answered(late, snapshot.answers, lambda answer: answer.stuck)
+    if stuck is not None:
+        return Failure(reason=reasons.VERIFICATION_FAILED, message=stuck)
+    if all(_ready_since(pod) for pod in late):
+        return None
+    lasting = f"its pods came up, and did not stay Ready for {STABLE_SECONDS} s within {seconds} s"
+    return _first(pods, deployment) or Failure(reason=reasons.VERIFICATION_FAILED, message=lasting)
+
+
+def _first(pods: tuple[Pod, ...], deployment: Deployment) -> Failure | None:
+    return next(iter(failures(pods, deployment)), None)
+
+
+def _words(failure: Failure) -> str:
+    of = (("pod", failure.pod), ("container", failure.container))
+    return "".join(f"{kind} {name}: " for kind, name in of if name) + failure.message
+
+
+def _good(snapshot: Snapshot, deployment: Deployment, pods: tuple[Pod, ...]) -> bool:
+    """Whether every pod asked for is Ready, has given a token, and has stayed so for a moment."""
+    desired, status = snapshot.service.spec.replicas, deployment.status
+    if not (status.updated_replicas == status.replicas == status.available_replicas == len(pods) == desired > 0):
+        return False
+    return all(_proven(pod, snapshot) for pod in pods)
+
+
+def _proven(pod: Pod, snapshot: Snapshot) -> bool:
+    stable, answer = _stable_at(pod), snapshot.answers.get(pod.metadata.uid)
+    return stable is not None and stable <= snapshot.now and answer is not None and answer.passed
+
+
+def _answered(pods: Iterable[Pod], answers: Mapping[str, Answer], how: Callable[[Answer], bool]) -> str | None:
+    """What the first Ready pod said whose answer is of that kind."""
+    for pod in pods:
+        answer = answers.get(pod.metadata.uid)
+        if answer and how(answer) and _ready_since(pod):
+            return f"pod {pod.metadata.name} is Ready, and answers GET {VERIFYZ} with {answer.message}"
+    return None
+
+
+def _due(pods: tuple[Pod, ...], snapshot: Snapshot) -> tuple[Pod, ...]:
+    """The pods to ask now."""
+    ready = (pod for pod in pods if _ready_since(pod) and pod.status.pod_ip)
+    return tuple(pod for pod in ready if _asked_at(pod, snapshot.answers, snapshot.now) == snapshot.now)
+
+
+def _asked_at(pod: Pod, answers: Mapping[str, Answer], now: datetime) -> datetime | None:
+    """When a pod is to be asked next, `now` at the earliest; None for never."""
+    answer = answers.get(pod.metadata.uid)
+    due = now if answer is None else answer.due
+    return max(due, now) if due else None
+
+
+def _wait(snapshot: Snapshot, pods: tuple[Pod, ...], since: datetime | None) -> float | None:
+    """Seconds until time alone changes the verdict."""
+    ready = tuple(pod for pod in pods if _ready_since(pod))
+    moments = [_stable_at(pod) for pod in ready]
+    moments += [_asked_at(pod, snapshot.answers, snapshot.now) for pod in ready]
+    moments += [_deadline(snapshot, pod, since) for pod in pods]
+    left = [(moment - snapshot.now).total_seconds() for moment in moments if moment and moment > snapshot.now]
+    return min(left, default=None)
+
+
+def _deadline(snapshot: Snapshot, pod: Pod, since: datetime | None) -> datetime | None:
+    """Until when a pod may take to be proven, where the Deployment has no deadline for it any more; else None.
+
+    It has none once the pods of a revision were there, and none for a revision that it has given up before.
+
+    since: when the revision was asked for.
+    """
+    progress = _progress(snapshot.deployment)
+    if progress is None or progress.reason not in (_AVAILABLE, reasons.PROGRESS_DEADLINE_EXCEEDED):
+        return None
+    there = time_of(progress.last_update_time) if progress.reason == _AVAILABLE else None
+    known = [when for when in (since, there, time_of(pod.metadata.creation_timestamp)) if when]
+    seconds = snapshot.service.spec.rollout.progress_deadline_seconds
+    return max(known) + timedelta(seconds=seconds) if known else None
+
+
+def _progress(deployment: Deployment | None) -> DeploymentCondition | None:
+    conditions = deployment.status.conditions if deployment else ()
+    return next((condition for condition in conditions if condition.type == "Progressing"), None)
+
+
+def _pods_of(snapshot: Snapshot, name: str) -> tuple[Pod, ...]:
+    """The pods of the revision of that name that are there to stay, in the order of their names."""
+    label = revisions.label(name)
+    found = (pod for pod in snapshot.pods if pod.metadata.labels.get(names.LABEL_REVISION) == label)
+    staying = (pod for pod in found if not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED)
+    return tuple(sorted(staying, key=lambda pod: pod.metadata.name))
+
+
+def _ready_since(pod: Pod) -> datetime | None:
+    conditions = pod.status.conditions
+    found = next((item for item in conditions if item.type == "Ready" and item.status == "True"), None)
+    return (time_of(found.last_transition_time) or _LONG_AGO) if found else None
+
+
+def _stable_at(pod: Pod) -> datetime | None:
+    since = _ready_since(pod)
+    return since + timedelta(seconds=STABLE_SECONDS) if since else None
+
+
+# -- which revision the Deployment is to have
+
+
+def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str, ControllerRevision]) -> Step:
+    """`found` with the revision that the Deployment is to have."""
+    service = snapshot.service
+    current = _known(found.running, update, mine)
+    if service.spec.paused:
+        return replace(found, target=current or update)
+    if found.failed and service.spec.rollout.on_failure == "Pause":
+        return replace(found, target=current or update, hold=True)
+    if found.failed:
+        return replace(found, target=_known(found.good, update, mine) or update)
+    if current is None or found.updated or found.verified or not service.spec.rollout.pre_pull:
+        return replace(found, target=update)
+    if not _images(update.template) - _images(current.template):
+        return replace(found, target=update)
+    return _pulled(snapshot, found, update, current)
+
+
+def _known(name: str | None, update: Wanted, mine: Mapping[str, ControllerRevision]) -> Wanted | None:
+    if name == update.name:
+        return update
+    return revisions.of(mine[name]) if name is not None and name in mine else None
+
+
+def _images(template: Mapping[str, Any]) -> set[str]:
+    spec = template["spec"]
+    containers = [*(spec.get("initContainers") or ()), *spec["containers"]]
+    return {container["image"] for container in containers if "image" in container}
+
+
+def _pulled(snapshot: Snapshot, found: Step, update: Wanted, current: Wanted) -> Step:
+    """`found`, while the images of `update` are on their way to the nodes, or once they are there."""
+    service = snapshot.service
+    rollout, label = service.spec.rollout, revisions.label(update.name)
+    seconds = rollout.progress_deadline_seconds
+    spec = update.template["spec"]
+    nodes = prepull.choose(
+        (pod for pod in snapshot.pods if not pod.metadata.deletion_timestamp),
+        snapshot.nodes,
+        spec,
+        amounts.pods(rollout.max_surge, service.spec.replicas, up=True),
+        snapshot.image_bytes,
+    )
+    pods = tuple(pod for pod in snapshot.pull_pods if pod.metadata.labels.get(names.LABEL_REVISION) == label)
+    pulls = prepull.pulls(nodes, pods, snapshot.unpullable, snapshot.now, seconds=seconds)
+    if pulls.over:
+        return replace(found, target=update, pulls=pulls)
+    metadata = {
+        "namespace": service.metadata.namespace,
+        "labels": prepull.labels(service.metadata.name, label),
+        "ownerReferences": [names.owner("TokenService", service.metadata.name, service.metadata.uid)],
+    }
+    create = tuple(
+        prepull.pod(service.metadata.name, update.template, node, metadata=metadata, seconds=seconds)
+        for node in pulls.todo
+    )
+    oldest = min((made for pod in pods if (made := time_of(pod.metadata.creation_timestamp))), default=snapshot.now)
+    left = seconds + 1 - (snapshot.now - oldest).total_seconds()
+    return replace(
+        found,
+        target=current,
+        pulls=pulls,
+        pull=create,
+        unpull=tuple(pod for pod in found.unpull if pod not in pods),
+        requeue_after=max(1.0, left),
+    )
+
+
+def _gone_for(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    return tuple(pod for pod in pods if not pod.metadata.deletion_timestamp)

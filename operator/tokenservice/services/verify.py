@@ -1,0 +1,175 @@
+"""Asking the pods of a new revision for one token each: what an answer means, and the asking itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+import aiohttp
+import msgspec
+
+from tokenservice import protocol
+from tokenservice.api.conditions import first_line
+from tokenservice.api.meta import Pod
+
+TRIES = 3
+"""Answers of one kind in a row that settle it: a first request may meet a server that is still warming up."""
+PAUSE_SECONDS = 1.0
+WRONG_PAUSE_SECONDS = 10.0
+"""Between two tries; once it is settled that a pod answers wrongly, where nothing else can be done about it."""
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 30.0
+
+_BUSY = frozenset({429, 503})
+_BODY_BYTES = 4096
+_AT_ONCE = 32
+
+Verdict = Literal["right", "wrong", "busy", "unreachable"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a pod answered when asked last.
+
+    Attributes:
+        verdict: right: one token came. wrong: anything else did. busy: it has too much to do, or nothing came in time.
+            unreachable: no connection, which may be a NetworkPolicy's or a mesh's doing and says nothing about the pod.
+        message: what came instead.
+        tries: how often in a row the verdict was this one.
+        at: when.
+
+    """
+
+    verdict: Verdict
+    message: str
+    tries: int
+    at: datetime
+
+    @property
+    def passed(self) -> bool:
+        """Whether the pod counts as verified: where it cannot be reached, being Ready is all that can be asked for."""
+        return self.verdict == "right" or (self.verdict == "unreachable" and self.tries >= TRIES)
+
+    @property
+    def refuted(self) -> bool:
+        return self.verdict == "wrong" and self.tries >= TRIES
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it is always busy, which is a failure only once it has lasted for too long."""
+        return self.verdict == "busy" and self.tries >= TRIES
+
+    @property
+    def due(self) -> datetime | None:
+        """When to ask again; None for never."""
+        if self.passed:
+            return None
+        return self.at + timedelta(seconds=WRONG_PAUSE_SECONDS if self.refuted else PAUSE_SECONDS)
+
+
+class Asker:
+    """Asks pods in the background. on_answer(pod): called for each answer, from the event loop."""
+
+    def __init__(self, *, on_answer: Callable[[Pod], None], now: Callable[[], datetime]) -> None:
+        self._on_answer = on_answer
+        self._now = now
+        self._answers: dict[str, Answer] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def answers(self) -> Mapping[str, Answer]:
+        """By the pod's uid."""
+        return self._answers
+
+    def ask(self, pod: Pod) -> None:
+        """Asks a pod unless that is under way."""
+        uid = pod.metadata.uid
+        if uid not in self._tasks:
+            self._tasks[uid] = asyncio.get_running_loop().create_task(self._ask(pod))
+
+    def forget(self, uid: str) -> None:
+        """For a pod that is gone."""
+        self._answers.pop(uid, None)
+        if task := self._tasks.pop(uid, None):
+            task.cancel()
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        for task in self._tasks.values():
+            task.cancel()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _ask(self, pod: Pod) -> None:
+        uid = pod.metadata.uid
+        try:
+            async with self._at_once:
+                verdict, message = await self._answer(url(pod))
+            before = self._answers.get(uid)
+            tries = before.tries + 1 if before and before.verdict == verdict else 1
+            self._answers[uid] = Answer(verdict, message, tries, self._now())
+        finally:
+            if self._tasks.get(uid) is asyncio.current_task():
+                del self._tasks[uid]
+        self._on_answer(pod)
+
+    async def _answer(self, address: str) -> tuple[Verdict, str]:
+        if self._session is None:
+            # Pods are reached directly, whatever proxy the process has for the API server.
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=CONNECT_SECONDS), trust_env=False
+            )
+        try:
+            async with self._session.get(address, allow_redirects=False) as response:
+                return judge(response.status, await _beginning(response))
+        except (aiohttp.ClientConnectionError, aiohttp.ConnectionTimeoutError) as error:
+            if isinstance(error, aiohttp.SocketTimeoutError):
+                return "busy", f"no answer within {ANSWER_SECONDS:g} s"
+            # Also a connection that ends without a word of HTTP: a mesh that wants TLS does that.
+            return "unreachable", first_line(str(error)) or type(error).__name__
+        except TimeoutError:
+            return "busy", f"no answer within {ANSWER_SECONDS:g} s"
+        except aiohttp.ClientError as error:
+            return "wrong", first_line(str(error)) or type(error).__name__
+
+
+def url(pod: Pod) -> str:
+    """Where a pod is asked for a token."""
+    address = pod.status.pod_ip
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{protocol.PORT}{protocol.VERIFYZ}"
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """At most so much of the body as an explanation takes; it may come in pieces."""
+    body = b""
+    while len(body) < _BODY_BYTES and (piece := await response.content.read(_BODY_BYTES - len(body))):
+        body += piece
+    return body
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+
+
+class _Body(msgspec.Struct):
+    error: _Error | None = None
+
+
+def judge(status: int, body: bytes) -> tuple[Verdict, str]:
+    """The verdict on an answer, and in words what was wrong with it."""
+    if status == 200:
+        return "right", ""
+    try:
+        error = msgspec.json.decode(body, type=_Body).error
+        words = error.message if error else ""
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        words = ""
+    verdict: Verdict = "busy" if status in _BUSY else "wrong"
+    return verdict, first_line(f"HTTP {status}: {words}" if words else f"HTTP {status}")

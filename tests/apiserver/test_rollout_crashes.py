@@ -1,0 +1,190 @@
+"""The operator is killed at every write of a rollout and of a rollback, before and after it: nothing is left between.
+
+API server, scheduler and the controllers of Deployments are real; the kubelet is a stand-in (played_kubelet.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from tests.apiserver.conftest import SYSTEM, Plane, write_kubeconfig
+from tests.support.api import Object
+from tests.support.cluster import condition, token_service
+from tests.support.faulty_proxy import Asked, FaultyProxy, Strike
+from tests.support.played_kubelet import CRASH_MESSAGE, PRE_PULL, TOLERATION, played
+from tests.support.wait import eventually
+
+AT_ONCE = 8
+MOST_WRITES = 18
+"""More than either takes; so many TokenServices are made ready beforehand, twice."""
+DEADLINE_SECONDS = 4
+IMAGES = {"rollout": "registry.invalid/new:2", "rollback": "registry.invalid/bad:2"}
+OLD = "registry.invalid/old:1"
+NAME = "llm"
+ALWAYS = {("patch", "controllerrevisions"), ("create", "pods"), ("patch", "deployments"), ("delete", "pods")}
+Moment = Literal["before", "after"]
+MOMENTS: tuple[Moment, ...] = ("before", "after")
+Point = tuple[str, str, int, Moment]
+"""Verb, resource, the how manieth of these, and whether before it or after."""
+
+
+@dataclass
+class Life:
+    """A namespace with a TokenService whose revision is good."""
+
+    plane: Plane
+    namespace: str
+    folder: Path
+
+    def get(self, kind: str, name: str = NAME) -> Object:
+        found = self.plane.api.get(kind, self.namespace, name)
+        assert found, f"no {kind} {name}"
+        return found
+
+    @property
+    def service(self) -> Object:
+        return self.get("TokenService")
+
+    def pods(self) -> dict[str, str]:
+        """uid -> image of the pods that serve, or are to."""
+        found = self.plane.api.list("Pod", self.namespace, labelSelector=f"tokenservice.dev/service={NAME}")
+        staying = (pod for pod in found if "deletionTimestamp" not in pod["metadata"])
+        return {pod["metadata"]["uid"]: pod["spec"]["containers"][0]["image"] for pod in staying}
+
+    def good(self) -> bool:
+        status = self.service.get("status", {})
+        assert status.get("lastGoodRevision") is not None, status
+        return bool(status["lastGoodRevision"] == status["updateRevision"] == status["currentRevision"])
+
+    def rolled_out(self) -> bool:
+        """The new revision serves, whole, and is good."""
+        assert condition(self.service).get("reason") == "Serving", condition(self.service)
+        assert set(self.pods().values()) == {IMAGES["rollout"]}, self.pods()
+        return self.good() and self.clean()
+
+    def rolled_back(self) -> bool:
+        """The pod that served before serves still, and nothing else is left."""
+        told = condition(self.service, "RolledBack")
+        assert told.get("reason") == "CrashLoopBackOff", self.service["status"]
+        assert CRASH_MESSAGE in told["message"]
+        assert condition(self.service, "Progressing")["reason"] == "RolledBack"
+        assert set(self.pods().values()) == {OLD}, self.pods()
+        assert self.get("Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == OLD
+        return self.clean()
+
+    def clean(self) -> bool:
+        """No pod is left that brought images."""
+        return not self.plane.api.list("Pod", self.namespace, labelSelector=PRE_PULL)
+
+    def run(self, scenario: str, point: Point | None) -> tuple[list[Asked], Asked | None]:
+        """The change, with the operator killed at that point. Returns the writes, and at which it was killed."""
+        proxy = FaultyProxy(self.plane.api.server, self.plane.api.ca)
+        proxy.start()
+        kubeconfig = self.folder / f"{self.namespace}.kubeconfig"
+        token = yaml.safe_load(self.plane.kubeconfig.read_text())["users"][0]["user"]["token"]
+        write_kubeconfig(kubeconfig, proxy.url, token)
+        flags = (f"--namespaces={self.namespace}", f"--lease-namespace={self.namespace}")
+        operator = self.plane.operator(*flags, kubeconfig=kubeconfig, name=self.namespace)
+        done = self.rolled_out if scenario == "rollout" else self.rolled_back
+        before = set(self.pods())
+        try:
+            operator.start()
+            strike, killed = None, threading.Event()
+
+            def kill() -> None:
+                operator.kill()
+                killed.set()
+
+            if point is not None:
+                strike = Strike(*point, kill)
+                proxy.strike(strike)
+            change = {"environment": {"image": {"reference": IMAGES[scenario]}}}
+            self.plane.api.patch("TokenService", self.namespace, NAME, {"spec": change})
+            eventually(lambda: killed.is_set() or done(), f"{scenario}: {point}, or the end", seconds=60)
+            if killed.is_set():
+                self.plane.api.delete("Lease", self.namespace, "tokenservice-operator")  # as if it had run out
+                operator.start()
+            eventually(done, f"{scenario} ends, killed at {point}", seconds=90)
+            if scenario == "rollback":
+                assert set(self.pods()) == before, "what served was not touched"
+            assert not operator.surprises()
+        finally:
+            operator.end()
+            proxy.stop()
+        return proxy.writes, strike.at if strike else None
+
+
+@pytest.fixture(scope="module")
+def kubelet(plane: Plane) -> Iterator[None]:
+    """The played kubelet; and Leases anywhere, for operators that look after one namespace each."""
+    account = f"--serviceaccount={SYSTEM}:op-tokenservice-operator"
+    plane.cluster.kubectl("create", "clusterrole", "leases", "--verb=get,create,update", "--resource=leases")
+    plane.cluster.kubectl("create", "clusterrolebinding", "leases", "--clusterrole=leases", account)
+    try:
+        with played(plane.api):
+            yield
+    finally:
+        plane.cluster.kubectl("delete", "clusterrolebinding,clusterrole", "leases")
+
+
+@pytest.fixture
+def lives(plane: Plane, kubelet: None, alone: None, tmp_path: Path) -> Iterator[list[Life]]:
+    """TokenServices in a namespace each, good, with nobody to look after them any more."""
+    made = [Life(plane, f"crash-{number}", tmp_path) for number in range(4 * MOST_WRITES + 2)]
+    spec: dict[str, Any] = {
+        "template": {"spec": {"tolerations": [TOLERATION]}},
+        "rollout": {"progressDeadlineSeconds": DEADLINE_SECONDS},
+    }
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda life: plane.api.create("Namespace", None, {"metadata": {"name": life.namespace}}), made))
+        list(pool.map(lambda life: plane.api.apply(life.namespace, token_service(NAME, OLD, **spec)), made))
+    operator = plane.operator(name="prepare")
+    operator.start()
+    for life in made:
+        eventually(life.good, f"{life.namespace} is good", seconds=120)
+    assert operator.stop() == 0
+    yield list(made)
+    for life in made:
+        plane.api.delete_all("TokenService", life.namespace)
+        plane.api.delete("Namespace", None, life.namespace)
+
+
+@pytest.mark.timeout(900)
+def test_killed_at_any_write_nothing_is_left_between(lives: list[Life]) -> None:
+    """A run to see what is written, then one for every write, killed before it, and one, killed after it."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        first = {scenario: pool.submit(lives.pop().run, scenario, None) for scenario in IMAGES}
+        recorded = {scenario: run.result()[0] for scenario, run in first.items()}
+        for writes in recorded.values():
+            assert kinds(writes) >= ALWAYS
+            assert len(writes) <= MOST_WRITES, [f"{write.verb} {write.resource}" for write in writes]
+        runs = [
+            (scenario, point, pool.submit(lives.pop().run, scenario, point))
+            for scenario, writes in recorded.items()
+            for point in points(writes)
+        ]
+        struck = [(scenario, point[3], run.result()[1]) for scenario, point, run in runs]
+    for scenario, writes in recorded.items():
+        for moment in MOMENTS:
+            hit = kinds(at for which, when, at in struck if at and (which, when) == (scenario, moment))
+            assert kinds(writes) <= hit, f"{scenario}: never killed {moment} {kinds(writes) - hit}"
+
+
+def points(writes: Sequence[Asked]) -> Iterator[Point]:
+    """Before and after each of the writes."""
+    for index, write in enumerate(writes):
+        number = 1 + sum((one.verb, one.resource) == (write.verb, write.resource) for one in writes[:index])
+        for moment in MOMENTS:
+            yield write.verb, write.resource, number, moment
+
+
+def kinds(writes: Iterable[Asked]) -> set[tuple[str, str]]:
+    return {(write.verb, write.resource) for write in writes}

@@ -1,0 +1,125 @@
+"""A STAND-IN for a kubelet: says of pods what one would, without running anything. For tests of a control plane alone.
+
+The scheduler is the real one and binds pods to the node, which has a taint, so that other tests' pods stay away. A pod
+whose image has `bad` in its name crashes, one that brings images has done so at once, every other is Ready, and answers
+GET /verifyz on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+
+from tests.support.api import Api, Object, RefusedError, path_of
+
+NODE = "played"
+TOLERATION = {"key": NODE, "operator": "Exists"}
+ADDRESS = "127.0.0.2"
+PORT = 8000
+CRASH_MESSAGE = "ImportError: cannot import name 'played'"
+PRE_PULL = "tokenservice.dev/pre-pull"
+HEARTBEAT_SECONDS = 5.0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/verifyz" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def played(api: Api) -> Iterator[None]:
+    """The node and its kubelet, for as long as the block runs."""
+    server = ThreadingHTTPServer((ADDRESS, PORT), _Handler)
+    over = threading.Event()
+    _make_node(api)
+    work = [
+        threading.Thread(target=server.serve_forever, daemon=True),
+        threading.Thread(target=_watch, args=(api,), daemon=True),
+        threading.Thread(target=_beat, args=(api, over), daemon=True),
+    ]
+    for thread in work:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        api.delete("Node", None, NODE)
+        server.shutdown()
+        server.server_close()
+
+
+def _make_node(api: Api) -> None:
+    room = {"cpu": "64", "memory": "256Gi", "pods": "500", "ephemeral-storage": "500Gi"}
+    taint = {"key": NODE, "effect": "NoSchedule"}
+    api.delete("Node", None, NODE)
+    api.create("Node", None, {"metadata": {"name": NODE}, "spec": {"taints": [taint]}})
+    api.patch("Node", None, NODE, {"status": {"capacity": room, "allocatable": room}}, "status")
+    _ready(api)
+
+
+def _beat(api: Api, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(RefusedError):
+            _ready(api)
+
+
+def _ready(api: Api) -> None:
+    said = {"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": _now()}
+    api.patch("Node", None, NODE, {"status": {"conditions": [{**said, "lastTransitionTime": _now()}]}}, "status")
+
+
+def _watch(api: Api) -> None:
+    # Ends with the API server.
+    with contextlib.suppress(httpx.HTTPError):
+        for event in api.watch("Pod"):
+            pod = event["object"]
+            if event["type"] != "DELETED" and pod["spec"].get("nodeName") == NODE:
+                with contextlib.suppress(RefusedError):  # it is gone meanwhile
+                    _play(api, pod)
+
+
+def _play(api: Api, pod: Object) -> None:
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    if "deletionTimestamp" in pod["metadata"]:
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
+        api.request("DELETE", path_of("Pod", namespace, name), options)
+    elif not pod["status"].get("containerStatuses"):
+        api.patch("Pod", namespace, name, {"status": _status(pod)}, "status")
+
+
+def _status(pod: Object) -> Object:
+    containers = pod["spec"]["containers"]
+    if PRE_PULL in pod["metadata"].get("labels", {}):
+        done = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+        return {"phase": "Succeeded", "containerStatuses": [_container(each, done, ready=False) for each in containers]}
+    bad = any("bad" in each["image"] for each in containers)
+    crashed = {"terminated": {"exitCode": 1, "reason": "Error", "message": CRASH_MESSAGE}}
+    state: Object = {"waiting": {"reason": "CrashLoopBackOff"}} if bad else {"running": {"startedAt": _now()}}
+    ready = {"type": "Ready", "status": str(not bad), "lastTransitionTime": _now()}
+    return {
+        "phase": "Running",
+        "podIP": ADDRESS,
+        "podIPs": [{"ip": ADDRESS}],
+        "conditions": [ready, {**ready, "type": "ContainersReady"}],
+        "containerStatuses": [
+            {**_container(each, state, ready=not bad), **({"lastState": crashed} if bad else {})} for each in containers
+        ],
+    }
+
+
+def _container(container: Object, state: Object, *, ready: bool) -> Object:
+    known = {"name": container["name"], "image": container["image"], "imageID": "", "restartCount": 0}
+    return {**known, "ready": ready, "state": state}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

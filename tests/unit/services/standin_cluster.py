@@ -1,0 +1,320 @@
+"""Reconciling TokenServices against a stand-in that keeps what is applied: API server and caches in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import msgspec
+from tokenservice.api import names
+from tokenservice.api.environments import CondaEnvironment
+from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
+from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
+from tokenservice.kube.client import Client, Resource
+from tokenservice.kube.errors import ApiError
+from tokenservice.kube.events import EventRecorder
+from tokenservice.services.controller import PULLS, Caches, Reconciler
+from tokenservice.services.schemas import SchemaSource
+from tokenservice.services.store import Store
+from tokenservice.services.verify import Answer
+
+from tests.support.merge_patch import merge_patch
+from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, pod_schema, service
+
+KEY = ("team", "demo")
+REF: dict[str, Any] = {"ref": {"name": "nlp"}}
+INLINE: dict[str, Any] = {"conda": CONDA}
+IMAGES: dict[str, Any] = {"image": {"reference": IMAGE}}
+PROGRESS = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable", "message": ""}
+
+
+class CrashError(Exception):
+    """The end of the operator's process."""
+
+
+class Cluster:
+    """The API server and the caches in one: keeps what is applied, refuses what a test tells it to."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.now = NOW
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.writes: list[str] = []
+        self.refusals: dict[str, ApiError] = {}
+        self.events: list[tuple[str, str]] = []
+        self.version = 0
+        self.meanwhile: Callable[[], None] | None = None
+        """What somebody else does while a Deployment is being applied."""
+        self.crash_at: int | None = None
+        """The operator dies with the answer to the write of that number on its way."""
+        self.store = Store()
+        caches: dict[str, Any] = {field: Cache(self, plural, kind) for field, (plural, kind) in KINDS.items()}
+        self.nodes: tuple[Node, ...] = ()
+        self.caches = Caches(**caches, nodes=lambda: self.nodes)
+        self.rollout: dict[str, Any] = {"prePull": False}
+        """Of every spec that says nothing else."""
+        self.verdict: Any = "right"
+        """What pods answer that are asked for a token."""
+        self.answers: dict[str, Answer] = {}
+        self.asked = 0
+        self.stages: list[str] = []
+        self.rollbacks = 0
+        self.reconciler = self.restarted()
+        self.want(**spec)
+
+    def restarted(self) -> Reconciler:
+        """The operator's reconciler, which remembers nothing."""
+        self.answers.clear()
+        self.reconciler = Reconciler(
+            cast("Client", self),
+            self.store,
+            self.caches,
+            cast("SchemaSource", Schemas()),
+            cast("EventRecorder", self),
+            asker=self,
+            metrics=self,
+            cluster_domain="cluster.local",
+            now=self.clock,
+        )
+        return self.reconciler
+
+    def clock(self) -> datetime:
+        return self.now
+
+    # -- what users and others do
+
+    def want(self, **spec: Any) -> None:
+        """A new generation of the TokenService."""
+        known = self.store.get(KEY)
+        status = known.status if known else TokenServiceStatus()
+        generation = known.metadata.generation + 1 if known else 1
+        self.keep(service(status=status, generation=generation, **{"rollout": self.rollout, **spec}))
+
+    def put(self, made: CondaEnvironment) -> None:
+        """Somebody, such as the environments' own controller, writes a CondaEnvironment."""
+        raw = cast("dict[str, Any]", msgspec.to_builtins(made))
+        self.objects["condaenvironments", made.metadata.name] = raw
+
+    def built(self, name: str, image: str = BUILT) -> None:
+        """The environments' controller is done with the newest spec of this one."""
+        raw = self.objects["condaenvironments", name]
+        done = msgspec.to_builtins(environment(name, image=image, observed=raw["metadata"]["generation"]).status)
+        raw["status"] = done
+
+    def serve(self, **status: Any) -> None:
+        """The Deployment's controller is done: the pods of the newest template are Ready since a while. `status`: what
+        else it says of itself.
+        """
+        raw = self.objects["deployments", "demo"]
+        count, template = raw["spec"]["replicas"], raw["spec"]["template"]
+        counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), count)
+        conditions = [{**PROGRESS, "lastUpdateTime": stamp(self.now)}]
+        known = {"observedGeneration": raw["metadata"]["generation"], "conditions": conditions}
+        raw["status"] = {**counts, **known, **status}
+        self.drop_pods()
+        for number in range(count):
+            self.put_pod(f"demo-{raw['metadata']['generation']}-{number}", template["metadata"]["labels"])
+
+    def put_pod(self, name: str, labels: Mapping[str, str], *, ready: bool = True, **status: Any) -> None:
+        """A pod, Ready since a while or not."""
+        since = stamp(self.now - timedelta(seconds=60))
+        condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": since}
+        self.objects["pods", name] = {
+            "metadata": {
+                **{"name": name, "namespace": "team", "uid": f"uid of {name}", "labels": dict(labels)},
+                "creationTimestamp": since,
+            },
+            "spec": {"nodeName": "node-1"},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [condition], **status},
+        }
+
+    def drop_pods(self) -> None:
+        """No pod serves any more."""
+        for plural, name in [*self.objects]:
+            if plural == "pods" and names.LABEL_PRE_PULL not in self.objects[plural, name]["metadata"]["labels"]:
+                del self.objects[plural, name]
+
+    def late(self) -> None:
+        """The newest template makes no progress, says the Deployment's controller; the old pods are there still."""
+        raw = self.objects["deployments", "demo"]
+        count = raw["spec"]["replicas"]
+        condition = {**PROGRESS, "status": "False", "reason": "ProgressDeadlineExceeded", "message": "too late"}
+        raw["status"] = {
+            "observedGeneration": raw["metadata"]["generation"],
+            **{"replicas": count + 1, "updatedReplicas": 1, "readyReplicas": count, "availableReplicas": count},
+            "conditions": [{**condition, "lastUpdateTime": stamp(self.now)}],
+        }
+
+    def look(self, plural: str, name: str = "demo") -> dict[str, Any] | None:
+        return self.objects.get((plural, name))
+
+    @property
+    def image(self) -> str | None:
+        found = self.look("deployments")
+        return found["spec"]["template"]["spec"]["containers"][0]["image"] if found else None
+
+    @property
+    def service(self) -> TokenService:
+        found = self.store.get(KEY)
+        assert found
+        return found
+
+    def says(self, kind: str) -> tuple[str, str]:
+        found = self.service.status.condition(kind)
+        assert found
+        return found.status, found.reason
+
+    async def reconcile(self) -> list[str]:
+        """Until nothing is left to do. Returns what was written."""
+        self.writes.clear()
+        result, asked = await self.reconciler.reconcile(KEY), 0
+        while result.requeue_after == 0.0 or self.asked != asked:
+            asked = self.asked
+            result = await self.reconciler.reconcile(KEY)
+        done, self.writes = self.writes, []
+        await self.reconciler.reconcile(KEY)
+        assert self.writes == [], "a second look writes nothing"
+        return done
+
+    # -- who asks pods, and what is measured
+
+    def ask(self, pod: Pod) -> None:
+        self.asked += 1
+        before = self.answers.get(pod.metadata.uid)
+        tries = before.tries + 1 if before else 1
+        self.answers[pod.metadata.uid] = Answer(self.verdict, "HTTP 500", tries, self.now)
+
+    def rollout_stage(self, stage: str, seconds: float) -> None:
+        self.stages.append(stage)
+
+    def rolled_back(self) -> None:
+        self.rollbacks += 1
+
+    # -- the client
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> bytes:
+        assert resource.plural == "tokenservices"
+        return msgspec.json.encode({"metadata": msgspec.to_builtins(self.service.metadata)})
+
+    async def apply(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], **_: Any) -> bytes:
+        if resource.plural in self.refusals:
+            self.writes.append(f"refused {resource.plural}")
+            raise self.refusals[resource.plural]
+        before = self.objects.get((resource.plural, name), {})
+        generation = before.get("metadata", {}).get("generation", 0) + (before.get("spec") != body.get("spec"))
+        made = {**before, **body}
+        made["metadata"] = {
+            **body["metadata"],
+            "uid": f"uid of {resource.plural} {name}",
+            "resourceVersion": self._next(),
+            "generation": generation,
+            "managedFields": [
+                {"manager": "tokenservice-operator", "operation": "Apply", "fieldsV1": owned(body)},
+                {"manager": "kubectl", "operation": "Update", "fieldsV1": {}},
+            ],
+        }
+        self.objects[resource.plural, name] = made
+        if self.meanwhile and resource.plural == "deployments":
+            self.meanwhile()
+        self._wrote(f"apply {resource.plural}")
+        return msgspec.json.encode(made)
+
+    async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> bytes:
+        name = body["metadata"]["name"]
+        if resource.plural in self.refusals:
+            raise self.refusals[resource.plural]
+        if (resource.plural, name) in self.objects:
+            raise ApiError(409, "AlreadyExists")
+        metadata = {**body["metadata"], "uid": f"uid of {name}", "creationTimestamp": stamp(self.now)}
+        self.objects[resource.plural, name] = {**body, "metadata": metadata}
+        self._wrote(f"create {resource.plural}")
+        return msgspec.json.encode(self.objects[resource.plural, name])
+
+    async def patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
+        self.objects[resource.plural, name] = merge_patch(self.objects[resource.plural, name], body)
+        self._wrote(f"patch {resource.plural}")
+        return msgspec.json.encode(self.objects[resource.plural, name])
+
+    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> bytes:
+        found = self.objects.get((resource.plural, name))
+        if found is None:
+            raise ApiError(404, "NotFound")
+        assert found["metadata"]["uid"] == uid
+        del self.objects[resource.plural, name]
+        self._wrote(f"delete {resource.plural}")
+        return b"{}"
+
+    async def patch_status(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
+        status = merge_patch(msgspec.to_builtins(self.service.status), body["status"])
+        raw = msgspec.to_builtins(self.service)
+        made = {**raw, "status": status}
+        made["metadata"] = {**raw["metadata"], "resourceVersion": self._next()}
+        if self.crash_at == len(self.writes) + 1:  # what the server holds reaches the next operator with its first list
+            self.store.observe(msgspec.convert(made, TokenService))
+        self._wrote("status")
+        return msgspec.json.encode(made)
+
+    def event(self, _about: object, reason: str, _note: str, *, type: str, **_: Any) -> None:
+        self.events.append((type, reason))
+
+    def _wrote(self, what: str) -> None:
+        self.writes.append(what)
+        if self.crash_at == len(self.writes):
+            raise CrashError
+
+    def keep(self, made: TokenService) -> None:
+        metadata = msgspec.structs.replace(made.metadata, resource_version=self._next())
+        self.store.observe(msgspec.structs.replace(made, metadata=metadata))
+
+    def _next(self) -> str:
+        self.version += 1
+        return str(self.version)
+
+
+class Cache:
+    """What the cluster holds of one kind."""
+
+    def __init__(self, cluster: Cluster, plural: str, kind: type[Any]) -> None:
+        self._cluster, self._plural, self._kind = cluster, plural, kind
+
+    def get(self, namespace: str, name: str) -> Any:
+        raw = self._cluster.look(self._plural, name)
+        return None if raw is None else msgspec.json.decode(msgspec.json.encode(raw), type=self._kind)
+
+    def by_index(self, key: str) -> tuple[Any, ...]:
+        found = [raw for (plural, _), raw in self._cluster.objects.items() if plural == self._plural]
+        if self._plural == "pods":
+            pulling = key.endswith(PULLS)
+            found = [raw for raw in found if (names.LABEL_PRE_PULL in raw["metadata"]["labels"]) == pulling]
+        return tuple(msgspec.json.decode(msgspec.json.encode(raw), type=self._kind) for raw in found)
+
+    def decode(self, data: bytes) -> Any:
+        return msgspec.json.decode(data, type=self._kind)
+
+    def observe(self, obj: Any) -> None:
+        """It is there already."""
+
+
+KINDS: dict[str, tuple[str, type[Any]]] = {
+    "deployments": ("deployments", Deployment),
+    "services": ("services", Object),
+    "budgets": ("poddisruptionbudgets", Object),
+    "pods": ("pods", Pod),
+    "environments": ("condaenvironments", CondaEnvironment),
+    "revisions": ("controllerrevisions", ControllerRevision),
+}
+
+
+class Schemas:
+    schema = pod_schema()
+    stale = False
+
+
+def owned(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields owned whole, one level below the top: enough for what needs_apply looks at."""
+    metadata: dict[str, Any] = {f"f:{name}": {} for name in ("labels", "annotations", "ownerReferences")}
+    return {"f:metadata": metadata, "f:spec": {f"f:{name}": {} for name in body.get("spec", {})}}
+
+
+def stamp(when: datetime) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
