@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +220,22 @@ def job_news(cluster: Cluster) -> str:
     return lines[-1] if lines else ""
 
 
-def wait_ready(cluster: Cluster, name: str, old_news: dict[str, str]) -> None:
-    """Waits until the TokenService is Ready; prints each change of its condition, and the way of its pods.
+def serves(conditions: dict[str, Any]) -> bool:
+    """Whether the first version does."""
+    return all(conditions.get(kind, {}).get("status") == "True" for kind in ("EnvironmentReady", "Ready"))
+
+
+def rolled_out(conditions: dict[str, Any]) -> bool:
+    """Whether the newest version serves, and has proven good."""
+    return bool(conditions.get("Progressing", {}).get("reason") == "Complete")
+
+
+def unsolvable(conditions: dict[str, Any]) -> bool:
+    return bool(conditions.get("EnvironmentReady", {}).get("reason") == "Unsolvable")
+
+
+def wait(cluster: Cluster, name: str, old_news: dict[str, str], done: Callable[[dict[str, Any]], bool]) -> None:
+    """Waits until the conditions of the TokenService's newest spec are so; prints their changes, and what pods do.
 
     Raises DemoError when it takes longer than READY_SECONDS.
     """
@@ -238,20 +252,27 @@ def wait_ready(cluster: Cluster, name: str, old_news: dict[str, str]) -> None:
         status = resource.get("status", {})
         if status.get("observedGeneration") == resource["metadata"]["generation"]:
             conditions = {each["type"]: each for each in status["conditions"]}
-            for kind in ("EnvironmentReady", "Ready"):
+            for kind in ("EnvironmentReady", "Progressing", "Ready"):
                 found = conditions.get(kind)
                 line = f"    {kind}={found['status']} {found['reason']}: {found['message']}" if found else ""
                 if line and shown.get(kind) != line:
-                    print(line, flush=True)
+                    print(DIGEST.sub("", line.partition("\n")[0]), flush=True)
                     shown[kind] = line
-            if all(conditions.get(kind, {}).get("status") == "True" for kind in ("EnvironmentReady", "Ready")):
+            if done(conditions):
                 return
         work = job_news(cluster)
         if work and shown.get("job") != work:
             print(f"    job: {work}", flush=True)
             shown["job"] = work
         time.sleep(0.5)
-    raise DemoError(f"not Ready within {READY_SECONDS:.0f} s; see `kubectl describe tsvc {name} -n {NAMESPACE}`")
+    raise DemoError(f"not there within {READY_SECONDS:.0f} s; see `kubectl describe tsvc {name} -n {NAMESPACE}`")
+
+
+def edit(cluster: Cluster, name: str, dependencies: list[Any]) -> None:
+    """What `kubectl edit` of the environment's dependencies does."""
+    print(f"    dependencies: {json.dumps(dependencies)}")
+    patch = {"spec": {"environment": {"conda": {"dependencies": dependencies}}}}
+    cluster.kubectl("patch", "tsvc", name, "--namespace", NAMESPACE, "--type", "merge", "--patch", json.dumps(patch))
 
 
 @contextlib.contextmanager
@@ -291,6 +312,8 @@ def stream(base_url: str, prompt: str) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> None:
+    import yaml
+
     steps = Steps()
     local = arguments.cluster != "existing"
     with steps.step("cluster: a real one-node Kubernetes" if local else "cluster: the one of KUBECONFIG"):
@@ -318,11 +341,23 @@ def demo(arguments: argparse.Namespace) -> None:
         print(resource)
         print(cluster.kubectl("apply", "--namespace", NAMESPACE, "-f", "-", text=resource))
         name = "tiny" if tiny else "demo"
-        wait_ready(cluster, name, old_news)
+        wait(cluster, name, old_news, serves)
     with steps.step("tokens, streamed"), forwarded(cluster, name) as base_url:
         stream(base_url, "The quick brown fox")
         if tiny:
             print("    (random weights: the model has learned nothing; MODEL=hf://org/name takes a real one)")
+    dependencies = yaml.safe_load(resource)["spec"]["environment"]["conda"]["dependencies"]
+    with steps.step("an edit of the environment: the new version takes over once it has proven good"):
+        old_news = pod_news(cluster)
+        edit(cluster, name, [*dependencies, "wheel"])
+        wait(cluster, name, old_news, rolled_out)
+        print(cluster.kubectl("get", "controllerrevisions", "--namespace", NAMESPACE))
+    with steps.step("an edit that cannot be solved: the version before goes on serving"):
+        edit(cluster, name, [*dependencies, "wheel", "numpy<1"])
+        wait(cluster, name, pod_news(cluster), unsolvable)
+        print(cluster.kubectl("get", "tsvc", name, "--namespace", NAMESPACE))
+        edit(cluster, name, [*dependencies, "wheel"])
+        wait(cluster, name, pod_news(cluster), rolled_out)
     print("\n=== the operator's log")
     selector = "app.kubernetes.io/name=tokenservice-operator"
     lines = cluster.kubectl("logs", "--namespace", OPERATOR_NAMESPACE, "--selector", selector, "--tail", "8")

@@ -36,6 +36,11 @@ class Subnet:
     def gateway(self) -> IPv4Address:
         return self.network[1]
 
+    @property
+    def metric(self) -> int:
+        """Of the cluster's route to what every cluster has; unlike another's."""
+        return 1 + int(self.network.network_address.packed[2])
+
     def machine(self, number: int) -> IPv4Address:
         """The address of machine 0, 1, ..."""
         if not 0 <= number < MACHINES:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .addresses import PODS, Resolvers, Subnet, free_subnets, pod_range, used_networks
+from .addresses import KWOK_PODS, PODS, Resolvers, Subnet, free_subnets, pod_range, used_networks
 from .errors import LocalClusterError, UnsupportedError
 from .host import PATH
 
@@ -52,6 +52,9 @@ def machine_commands(subnet: Subnet, number: int, others: Sequence[int]) -> list
         "link set eth0 up",
         f"route replace default via {subnet.gateway}",
     ]
+    if number == 0:
+        # Nobody answers there. Without a route, what asks pods that are only simulated would ask the internet.
+        lines.append(f"route replace local {KWOK_PODS} dev lo")
     return lines + [
         f"route replace {pod_range(other)} via {subnet.machine(other)}" for other in others if other != number
     ]
@@ -136,6 +139,8 @@ def ensure_bridge(subnet: Subnet, owner: str, resolvers: Resolvers) -> None:
         f'link set {subnet.bridge} alias "{owner}"',
         f"link set {subnet.bridge} mtu {mtu()} up",
         f"address replace {subnet.gateway}/{prefix} dev {subnet.bridge}",
+        # Each cluster its own, so that what another takes with it does not matter.
+        f"route replace {KWOK_PODS} via {subnet.machine(0)} dev {subnet.bridge} metric {subnet.metric}",
     ]
     run(["ip", "-batch", "-"], "\n".join(lines) + "\n")
     if resolvers.relayed:

@@ -198,7 +198,8 @@ def rollout_events(before: TokenServiceStatus, after: TokenServiceStatus, step: 
     was, now = before.condition(names.PROGRESSING), after.condition(names.PROGRESSING)
     scaled = step.verified and now is not None and now.reason == names.ROLLING_OUT  # what it has is good
     if was and now and now.reason in _STAGES and was.reason != now.reason and not scaled:
-        note = f"{step.update.name}: {now.message}" if step.update else now.message
+        said = "has proven good" if now.reason == names.COMPLETE else now.message
+        note = f"{step.update.name}: {said}" if step.update else said
         events.append(Event("Normal", now.reason, names.cut(note)))
     return tuple(events)
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tools.localcluster import network, objects, records
-from tools.localcluster.addresses import Resolvers, subnet_of
+from tools.localcluster.addresses import Resolvers, subnet_of, subnets
 from tools.localcluster.api import node_ready, object_path
 from tools.localcluster.errors import UnsupportedError
 from tools.localcluster.paths import ClusterPaths, cache_folder, state_root
@@ -160,6 +160,12 @@ def test_only_the_owners_rules_are_removed() -> None:
 def test_pods_of_other_machines_are_reached_through_them() -> None:
     lines = network.machine_commands(subnet_of(NETWORK), 1, [0, 1, 2])
     assert lines[3:] == ["route replace 10.244.1.0/24 via 10.213.4.10", "route replace 10.244.3.0/24 via 10.213.4.12"]
+
+
+def test_simulated_pods_are_nowhere_and_not_on_the_internet() -> None:
+    """Each cluster's route on the host has a metric of its own: it goes with the cluster, and the others stay."""
+    assert "route replace local 10.250.0.0/16 dev lo" in network.machine_commands(subnet_of(NETWORK), 0, [0, 1])
+    assert {each.metric for each in subnets()[:256]} == set(range(1, 257))
 
 
 def test_up_again_keeps_what_it_does_not_name() -> None:

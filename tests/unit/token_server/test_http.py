@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from pathlib import Path
@@ -268,7 +269,9 @@ async def test_metrics(client: httpx.AsyncClient, service: Service) -> None:
     await client.post("/v1/chat/completions", json=HELLO)
     await client.get("/some/other/path")
     await client.post("/v1/chat/completions", json={**HELLO, "model": "x"})
-    text = (await client.get("/metrics")).text
+    async with asyncio.timeout(5):  # a generation is over a little after its answer
+        while "token_server_generations_in_flight 0.0" not in (text := (await client.get("/metrics")).text):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     tokens = float(len(ANSWER.encode()) + 1)
     for series in (
         'token_server_requests_total{route="/v1/chat/completions",status="200"} 1.0',
