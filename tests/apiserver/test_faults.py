@@ -17,7 +17,10 @@ from tests.support.faulty_proxy import Asked, Fault, FaultyProxy
 from tests.support.wait import eventually, holds
 
 CHILDREN = ("Deployment", "Service", "PodDisruptionBudget")
-WATCHED = ("tokenservices", "condaenvironments", "deployments", "services", "poddisruptionbudgets", "pods")
+WATCHED = (
+    *("tokenservices", "condaenvironments", "controllerrevisions", "deployments", "services", "poddisruptionbudgets"),
+    *("pods", "nodes"),
+)
 
 
 @pytest.fixture

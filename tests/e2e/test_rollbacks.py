@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from tests.e2e.client import Client
 from tests.e2e.gpus import GPU, node_with_gpus
 from tests.support.api import Api, Object
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, localcluster
 from tests.support.space import Space
 from tests.support.wait import eventually
 
 DEADLINE_SECONDS = 10
+SECOND = "node-2"
 QUICK = {"progressDeadlineSeconds": DEADLINE_SECONDS}
 
 
@@ -176,3 +180,37 @@ def test_a_full_node_says_so_and_max_unavailable_decides(
         described(space, "full", f"Insufficient {GPU}")
         space.patch("full", rollout={"maxUnavailable": 1})
         space.good("full", seconds=90)
+
+
+@pytest.fixture
+def second_node(cluster: Cluster) -> Iterator[str]:
+    """A node more, until it is lost; its Node object goes at the end."""
+    localcluster("add-node", "--name", cluster.name, "--node", SECOND)
+    try:
+        yield SECOND
+    finally:
+        localcluster("remove-node", "--name", cluster.name, "--node", SECOND, "--delete-object")
+
+
+def test_a_node_that_is_lost_in_the_middle(
+    space: Space, cluster: Cluster, standin_image: str, second_node: str
+) -> None:
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"tokenservice.dev/service": "torn"}},
+    }
+    gone = [
+        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+        for key in ("not-ready", "unreachable")
+    ]
+    template = {"spec": {"topologySpreadConstraints": [spread], "tolerations": gone}}
+    good(space, standin_image, "torn", replicas=2, template=template, rollout={"progressDeadlineSeconds": 600})
+    assert second_node in {pod["spec"]["nodeName"] for pod in space.pods("torn")}
+    space.patch("torn", **serving("--version-text", "new", "--ready-after", "5"))
+    space.condition("torn", "Progressing", "RollingOut")
+    localcluster("remove-node", "--name", cluster.name, "--node", second_node)
+    # The node is missed after some 50 s; then its pods are made anew on the other one.
+    space.good("torn", seconds=240)
+    assert {pod["spec"]["nodeName"] for pod in space.pods("torn")} == {cluster.facts["nodes"][0]["name"]}

@@ -103,6 +103,9 @@ class Asks(Protocol):
     @property
     def answers(self) -> Mapping[str, Answer]: ...
 
+    @property
+    def asking(self) -> Mapping[str, datetime]: ...
+
     def ask(self, pod: Pod, /) -> None: ...
 
 
@@ -194,7 +197,7 @@ class Reconciler:
             return Result()
         memo = await self._memo(key, service)
         snapshot, found, step = self._plan(service, memo)
-        if service.status.observed_generation and any(_lost(apply) for apply in step.applies):
+        if service.status.observed_generation and (found.adopt or any(_lost(apply) for apply in step.applies)):
             # Children that were right are gone or different. That may be since the TokenService is being deleted,
             # unseen by the watch as yet: an orphan must not get its owner back.
             current = await self._current(service)
@@ -230,6 +233,9 @@ class Reconciler:
         if newest is not None and _asks(newest) != _asks(service):
             # The answer to our own write brought a newer spec, which the watch then takes for known.
             return Result(requeue_after=0.0)
+        if step.applies or found.mark or found.again is not None:
+            # Seen only after the first writes, of which no watch tells anything that is new.
+            return Result(requeue_after=0.0)
         return Result(requeue_after=step.requeue_after)
 
     def _plan(self, service: TokenService, memo: _Memo) -> tuple[Snapshot, Step, Plan]:
@@ -249,6 +255,7 @@ class Reconciler:
             pull_pods=self._caches.pods.by_index(f"{key}{PULLS}"),
             nodes=tuple(self._caches.nodes()),
             answers=self._asker.answers,
+            asking=self._asker.asking,
             unpullable=memo.unpullable,
         )
         found = rollout.step(snapshot)
@@ -346,7 +353,10 @@ class Reconciler:
                 # A quota, an admission policy, or a right that the operator lacks.
                 return Refusal("Rejected", f"The API server forbids the {resource.kind}: {error.message}", passing=True)
             if error.is_invalid:
-                return Refusal(_invalid(apply, error), f"The API server refuses the {resource.kind}: {error.message}")
+                # Of a revision it is what one of the same name holds, of a TokenService that is on its way out.
+                passing = apply.child == "revision"
+                said = f"The API server refuses the {resource.kind}: {error.message}"
+                return Refusal(_invalid(apply, error), said, passing=passing)
             raise
         _log.info("applied", action=resource.kind, reason=apply.why)
         live = self._observe(apply.child, body)
@@ -388,8 +398,6 @@ class Reconciler:
             except ApiError as error:
                 if error.is_already_exists:  # the watch will tell
                     continue
-                if error.is_transient:
-                    raise
                 _log.info("no images are brought there", action="Pod", node=node, error=error.message)
                 memo.unpullable[node] = error.message
             else:

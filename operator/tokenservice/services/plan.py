@@ -196,7 +196,7 @@ def rollout_events(before: TokenServiceStatus, after: TokenServiceStatus, step: 
     if back and (was_back is None or was_back.message.partition(";")[0] != back.message.partition(";")[0]):
         events.append(Event("Warning", names.ROLLED_BACK, back.message))
     was, now = before.condition(names.PROGRESSING), after.condition(names.PROGRESSING)
-    scaled = step.verified and now is not None and now.reason == names.ROLLING_OUT  # what it has is good
+    scaled = step.verified and before.last_good_revision == after.last_good_revision  # what it has was good before
     if was and now and now.reason in _STAGES and was.reason != now.reason and not scaled:
         said = "has proven good" if now.reason == names.COMPLETE else now.message
         note = f"{step.update.name}: {said}" if step.update else said

@@ -174,6 +174,13 @@ def _unbuilt(facts: Facts) -> Verdict | None:
     return "False", names.ENVIRONMENT_NOT_READY, _wanting(facts.environment)
 
 
+def _waiting(facts: Facts) -> Verdict | None:
+    """A change of other things waits for that of the environment, which may be one with it."""
+    if not facts.step.waits or facts.environment is None:
+        return None
+    return "False", names.ENVIRONMENT_NOT_READY, f"{_wanting(facts.environment)}; until then {_served(facts)} as before"
+
+
 def _wanting(environment: Verdict) -> str:
     _, reason, message = environment
     return f"{reason}: {names.first_line(message)}"
@@ -235,7 +242,7 @@ def _going_back(facts: Facts) -> Verdict | None:
     failed = facts.step.failed
     if failed is None:
         return None
-    if facts.step.back and not facts.settled:
+    if facts.step.back and facts.step.left:
         return "True", names.ROLLING_BACK, f"{_what_failed(facts)}; {facts.step.good} takes its place"
     return _failed(facts)
 
@@ -263,10 +270,11 @@ def _progressing(facts: Facts) -> Verdict:
 
 
 READY_POLICIES = (
-    *(_refused, _failed, _answering_wrongly, _serving, _unbuilt, _failing, _held, _too_late, _pulling, _underway),
+    *(_refused, _failed, _answering_wrongly, _serving, _unbuilt, _waiting, _failing, _held, _too_late, _pulling),
+    _underway,
 )
 PROGRESSING_POLICIES = (
-    *(_refused, _preparing, _going_back, _answering_wrongly, _verifying, _done, _unbuilt, _held, _too_late),
+    *(_refused, _preparing, _going_back, _answering_wrongly, _verifying, _done, _unbuilt, _waiting, _held, _too_late),
     _progressing,
 )
 

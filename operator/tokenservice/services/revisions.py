@@ -214,15 +214,20 @@ def deployment(base: Manifest, revision: Wanted, *, hold: bool) -> Manifest:
     return with_hash({**base, "metadata": {**metadata, "annotations": annotations}, "spec": spec})
 
 
-def superfluous(revisions: Sequence[ControllerRevision], used: Iterable[str | None]) -> tuple[ControllerRevision, ...]:
-    """The oldest ones beyond those that are kept. used: names of those that must stay."""
+def superfluous(
+    revisions: Sequence[ControllerRevision], used: Iterable[str | None], coming: int = 0
+) -> tuple[ControllerRevision, ...]:
+    """The oldest ones beyond those that are kept.
+
+    used: names of those that must stay. coming: how many are being made.
+    """
     in_use = set(used)
     others = sorted(
         (revision for revision in revisions if revision.metadata.name not in in_use),
         key=lambda revision: revision.revision,
         reverse=True,
     )
-    return tuple(others[max(0, KEPT - (len(revisions) - len(others))) :])
+    return tuple(others[max(0, KEPT - coming - (len(revisions) - len(others))) :])
 
 
 def image(revision: ControllerRevision) -> str | None:

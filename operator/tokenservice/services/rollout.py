@@ -20,19 +20,23 @@ from tokenservice.api import names
 from tokenservice.api.conditions import cut
 from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, time_of
 from tokenservice.api.v1alpha1 import Failure
+from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
 from tokenservice.nodes.prepull import Pulls
 from tokenservice.protocol import VERIFYZ
 from tokenservice.services import amounts, revisions
-from tokenservice.services.environment import ours
+from tokenservice.services.environment import ours, verdict
 from tokenservice.services.failures import failures
 from tokenservice.services.render import Manifest
 from tokenservice.services.revisions import STABLE_SECONDS, Failed, Wanted
 from tokenservice.services.snapshot import Refusal, Snapshot
-from tokenservice.services.verify import Answer
+from tokenservice.services.verify import Answer, restarts
 
 _AVAILABLE = "NewReplicaSetAvailable"
 """The Deployment controller's reason for a rollout that has come to its end once."""
+_NO_DEADLINE = frozenset({_AVAILABLE, reasons.PROGRESS_DEADLINE_EXCEEDED, "DeploymentPaused"})
+DOUBTFUL_SECONDS = 2
+"""For so long a pod may be Ready without having given its token, before no other is replaced."""
 _ENDED = frozenset({"Failed", "Succeeded"})
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
@@ -53,6 +57,8 @@ class Step:
         mark: what to write on `update`, whose rollout has just failed.
         failed: why `update` is not rolled out any more.
         up: whether every pod of `update` that is asked for is Ready, though it may not have proven good yet.
+        waits: whether all else of the spec waits for its environment.
+        left: whether there are pods of other revisions than `target`.
         wrong: what a Ready pod of `update` answers that should give a token.
         pulls: how far images are on their way; None where none are needed.
         pull: pods to make for it.
@@ -74,6 +80,8 @@ class Step:
     mark: Failed | None = None
     failed: Failed | None = None
     up: bool = False
+    waits: bool = False
+    left: bool = False
     wrong: str | None = None
     pulls: Pulls | None = None
     pull: tuple[Manifest, ...] = ()
@@ -123,7 +131,12 @@ def step(snapshot: Snapshot) -> Step:
     update = revisions.wanted(service, mine.values(), children.inputs, template, runs_in)
     newest = max((revision.revision for revision in mine.values()), default=0)
     past, older = update.failed, update.manifest is None and update.number < newest
-    tried = past is not None and past.asked != revisions.asked(service) and found.good != update.name
+    runs = mine.get(found.running or "")
+    if past and found.good is None and runs and found.running != update.name and revisions.failed(runs) is None:
+        # The status was lost: what is marked failed gave way to the one that runs.
+        found = replace(found, good=found.running)
+    anew = past is not None and (past.asked != revisions.asked(service) or found.good is None)
+    tried = anew and found.good != update.name
     if older or tried:
         number = newest + 1 if older else update.number
         update = replace(update, number=number, failed=None, since=snapshot.now)
@@ -132,8 +145,10 @@ def step(snapshot: Snapshot) -> Step:
     found = replace(found, update=update, create=update.manifest, adopt=orphans)
     found = _judged(snapshot, found, update)
     found = _targeted(snapshot, found, update, mine)
+    found = replace(found, left=_left(snapshot, found))
     used = (update.name, running, found.good, found.target.name if found.target else None)
-    return replace(found, drop=revisions.superfluous(tuple(mine.values()), used))
+    coming = 1 if update.manifest else 0
+    return replace(found, drop=revisions.superfluous(tuple(mine.values()), used, coming))
 
 
 def _running(snapshot: Snapshot) -> str | None:
@@ -190,8 +205,11 @@ def _failure(
     at = time_of(progress.last_update_time)
     if progress.reason == reasons.PROGRESS_DEADLINE_EXCEEDED and (not since or not at or at > since):
         return _first(pods, deployment) or Failure(reason=progress.reason, message=progress.message)
+    refused = _refused_since(deployment, since)
+    if refused and refused + timedelta(seconds=seconds) <= snapshot.now:
+        return _first((), deployment)
     late = [pod for pod in pods if (until := _deadline(snapshot, pod, since)) and until <= snapshot.now]
-    stuck = _answered(late, snapshot.answers, lambda answer: answer.stuck)
+    stuck = _answered(late, snapshot.answers, lambda answer: answer.stuck(snapshot.now, seconds))
     if stuck is not None:
         return Failure(reason=reasons.VERIFICATION_FAILED, message=stuck)
     if all(_ready_since(pod) for pod in late):
@@ -218,8 +236,14 @@ def _good(snapshot: Snapshot, deployment: Deployment, pods: tuple[Pod, ...]) -> 
 
 
 def _proven(pod: Pod, snapshot: Snapshot) -> bool:
-    stable, answer = _stable_at(pod), snapshot.answers.get(pod.metadata.uid)
-    return stable is not None and stable <= snapshot.now and answer is not None and answer.passed
+    stable = _stable_at(pod)
+    return stable is not None and stable <= snapshot.now and _passed(pod, snapshot.answers)
+
+
+def _passed(pod: Pod, answers: Mapping[str, Answer]) -> bool:
+    """Whether the server that runs now has answered well."""
+    answer = answers.get(pod.metadata.uid)
+    return answer is not None and answer.passed and answer.restarts == restarts(pod)
 
 
 def _answered(pods: Iterable[Pod], answers: Mapping[str, Answer], how: Callable[[Answer], bool]) -> str | None:
@@ -240,8 +264,9 @@ def _due(pods: tuple[Pod, ...], snapshot: Snapshot) -> tuple[Pod, ...]:
 def _asked_at(pod: Pod, answers: Mapping[str, Answer], now: datetime) -> datetime | None:
     """When a pod is to be asked next, `now` at the earliest; None for never."""
     answer = answers.get(pod.metadata.uid)
-    due = now if answer is None else answer.due
-    return max(due, now) if due else None
+    if answer is None or (answer.passed and answer.restarts != restarts(pod)):
+        return now
+    return max(answer.due, now) if answer.due else None
 
 
 def _wait(snapshot: Snapshot, pods: tuple[Pod, ...], since: datetime | None) -> float | None:
@@ -250,6 +275,12 @@ def _wait(snapshot: Snapshot, pods: tuple[Pod, ...], since: datetime | None) -> 
     moments = [_stable_at(pod) for pod in ready]
     moments += [_asked_at(pod, snapshot.answers, snapshot.now) for pod in ready]
     moments += [_deadline(snapshot, pod, since) for pod in pods]
+    moments += [_doubtful_at(pod, snapshot) for pod in ready]
+    answers = (snapshot.answers.get(pod.metadata.uid) for pod in ready)
+    patience = timedelta(seconds=snapshot.service.spec.rollout.progress_deadline_seconds)
+    moments += [answer.began + patience for answer in answers if answer and not answer.passed]
+    if snapshot.deployment and (refused := _refused_since(snapshot.deployment, since)):
+        moments.append(refused + patience)
     left = [(moment - snapshot.now).total_seconds() for moment in moments if moment and moment > snapshot.now]
     return min(left, default=None)
 
@@ -257,17 +288,56 @@ def _wait(snapshot: Snapshot, pods: tuple[Pod, ...], since: datetime | None) -> 
 def _deadline(snapshot: Snapshot, pod: Pod, since: datetime | None) -> datetime | None:
     """Until when a pod may take to be proven, where the Deployment has no deadline for it any more; else None.
 
-    It has none once the pods of a revision were there, and none for a revision that it has given up before.
+    It has none once the pods of a revision were there, for a revision that it has given up before, and while it is
+    held; and a pod that is Ready again and again, and dies each time, is progress to it.
 
     since: when the revision was asked for.
     """
     progress = _progress(snapshot.deployment)
-    if progress is None or progress.reason not in (_AVAILABLE, reasons.PROGRESS_DEADLINE_EXCEEDED):
+    if progress is None or not (progress.reason in _NO_DEADLINE or restarts(pod)):
         return None
     there = time_of(progress.last_update_time) if progress.reason == _AVAILABLE else None
     known = [when for when in (since, there, time_of(pod.metadata.creation_timestamp)) if when]
     seconds = snapshot.service.spec.rollout.progress_deadline_seconds
     return max(known) + timedelta(seconds=seconds) if known else None
+
+
+def _refused_since(deployment: Deployment, since: datetime | None) -> datetime | None:
+    """Since when pods cannot even be created, where the Deployment has no deadline for that; else None."""
+    progress = _progress(deployment)
+    if progress is None or progress.reason not in _NO_DEADLINE:
+        return None
+    found = (item for item in deployment.status.conditions if item.type == "ReplicaFailure" and item.status == "True")
+    times = [at for item in found if (at := time_of(item.last_transition_time))]
+    return max([*times, *([since] if since else [])]) if times else None
+
+
+def _doubtful_at(pod: Pod, snapshot: Snapshot) -> datetime | None:
+    """From when on a Ready pod that has given no token is not to take another's place; None for not at all.
+
+    It may have given something else, or be taking its time. What was not asked yet is in no doubt.
+    """
+    ready, answer = _ready_since(pod), snapshot.answers.get(pod.metadata.uid)
+    since = answer.began if answer else snapshot.asking.get(pod.metadata.uid)
+    if ready is None or since is None or _passed(pod, snapshot.answers):
+        return None
+    return max(ready, since) + timedelta(seconds=DOUBTFUL_SECONDS)
+
+
+def _doubtful(snapshot: Snapshot, pods: Iterable[Pod]) -> bool:
+    """Whether a pod is Ready and has given no token for too long, beside older ones that it would replace."""
+    return any((at := _doubtful_at(pod, snapshot)) is not None and at <= snapshot.now for pod in pods)
+
+
+def _left(snapshot: Snapshot, found: Step) -> bool:
+    if found.target is None:
+        return False
+    label = revisions.label(found.target.name)
+    return any(
+        pod.metadata.labels.get(names.LABEL_REVISION) != label
+        for pod in snapshot.pods
+        if not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED
+    )
 
 
 def _progress(deployment: Deployment | None) -> DeploymentCondition | None:
@@ -307,11 +377,47 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
         return replace(found, target=current or update, hold=True)
     if found.failed:
         return replace(found, target=_known(found.good, update, mine) or update)
-    if current is None or found.updated or found.verified or not service.spec.rollout.pre_pull:
+    if found.updated and found.good and not found.verified:
+        held = _doubtful(snapshot, _pods_of(snapshot, update.name)) and bool(_pods_of(snapshot, found.good))
+        return replace(found, target=update, hold=held)
+    if current is None or found.updated or found.verified:
         return replace(found, target=update)
-    if not _images(update.template) - _images(current.template):
-        return replace(found, target=update)
-    return _pulled(snapshot, found, update, current)
+    if _halfway(snapshot):
+        return replace(found, target=current, hold=_unproven(found), waits=True)
+    if service.spec.rollout.pre_pull and _images(update.template) - _images(current.template):
+        found = _pulled(snapshot, found, update, current)
+        if found.target is not update:
+            return found
+    return replace(_dated(snapshot, found, update), target=update)
+
+
+def _unproven(found: Step) -> bool:
+    """Whether the Deployment has a revision that nobody asks for any more, and that is not known to be good."""
+    return found.good is not None and found.running != found.good
+
+
+def _halfway(snapshot: Snapshot) -> bool:
+    """Whether the environment that the spec asks for is on its way: the rest of the spec waits for it.
+
+    Where an inline environment cannot be had, too: it was changed by the same hand.
+    """
+    service, around = snapshot.service, snapshot.surroundings
+    outdated = around.wanted is not None and (
+        around.own is None or needs_apply(around.wanted, around.own.metadata) is not None
+    )
+    told = verdict(service, around.used, around.refusal, outdated=outdated)
+    if told is None or told[0] == "True":
+        return False
+    return told[0] == "Unknown" or service.spec.environment.conda is not None
+
+
+def _dated(snapshot: Snapshot, found: Step, update: Wanted) -> Step:
+    """`found`, about to switch: a revision that was there before is asked for anew where the Deployment still tells of
+    a deadline that another one missed.
+    """
+    progress = _progress(snapshot.deployment)
+    stale = progress is not None and progress.reason == reasons.PROGRESS_DEADLINE_EXCEEDED
+    return replace(found, again=update.number) if stale and update.manifest is None else found
 
 
 def _known(name: str | None, update: Wanted, mine: Mapping[str, ControllerRevision]) -> Wanted | None:
@@ -357,6 +463,7 @@ def _pulled(snapshot: Snapshot, found: Step, update: Wanted, current: Wanted) ->
     return replace(
         found,
         target=current,
+        hold=_unproven(found),
         pulls=pulls,
         pull=create,
         unpull=tuple(pod for pod in found.unpull if pod not in pods),

@@ -56,7 +56,8 @@ class Snapshot:
 
     `children` is what should be, or the refusal that says why there is nothing of it to apply. `deployment`,
     `service_object` and `budget` are what is; `pods` are all pods that carry the service's label, `pull_pods` those
-    that bring its images to nodes. `nodes` is empty where they cannot be seen. `answers`: what pods answered, by uid.
+    that bring its images to nodes. `nodes` is empty where they cannot be seen. `answers`: what pods answered, by uid;
+    `asking`: since when they are being asked.
     `unpullable`: nodes for which no pod could be made, and why.
     """
 
@@ -73,6 +74,7 @@ class Snapshot:
     pull_pods: tuple[Pod, ...] = ()
     nodes: tuple[Node, ...] = ()
     answers: Mapping[str, Answer] = field(default_factory=dict)
+    asking: Mapping[str, datetime] = field(default_factory=dict)
     unpullable: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -12,18 +12,21 @@ import aiohttp
 import msgspec
 
 from tokenservice import protocol
+from tokenservice.api import names
 from tokenservice.api.conditions import first_line
 from tokenservice.api.meta import Pod
 
 TRIES = 3
 """Answers of one kind in a row that settle it: a first request may meet a server that is still warming up."""
 PAUSE_SECONDS = 1.0
-WRONG_PAUSE_SECONDS = 10.0
-"""Between two tries; once it is settled that a pod answers wrongly, where nothing else can be done about it."""
+LONG_PAUSE_SECONDS = 10.0
+"""Between two tries; after the first few."""
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 30.0
 
 _BUSY = frozenset({429, 503})
+_KEPT_OUT = 403
+"""token_server never says so; a mesh's proxy in front of it does."""
 _BODY_BYTES = 4096
 _AT_ONCE = 32
 
@@ -40,6 +43,8 @@ class Answer:
         message: what came instead.
         tries: how often in a row the verdict was this one.
         at: when.
+        since: when it was this one first, of those in a row; None for `at`.
+        restarts: how often the server had been started again by then.
 
     """
 
@@ -47,27 +52,37 @@ class Answer:
     message: str
     tries: int
     at: datetime
+    since: datetime | None = None
+    restarts: int = 0
 
     @property
     def passed(self) -> bool:
-        """Whether the pod counts as verified: where it cannot be reached, being Ready is all that can be asked for."""
-        return self.verdict == "right" or (self.verdict == "unreachable" and self.tries >= TRIES)
+        """Whether the pod counts as verified: where it cannot be reached, being Ready is all that can be asked for.
+
+        Not of a server that was started again: it may be the request that ends it.
+        """
+        return self.verdict == "right" or (self.verdict == "unreachable" and self.tries >= TRIES and self.restarts == 0)
 
     @property
     def refuted(self) -> bool:
         return self.verdict == "wrong" and self.tries >= TRIES
 
+    def stuck(self, now: datetime, seconds: float) -> bool:
+        """Whether there has been no answer to judge by for so long."""
+        waiting = self.verdict in ("busy", "unreachable") and not self.passed
+        return waiting and self.tries >= TRIES and (now - self.began).total_seconds() >= seconds
+
     @property
-    def stuck(self) -> bool:
-        """Whether it is always busy, which is a failure only once it has lasted for too long."""
-        return self.verdict == "busy" and self.tries >= TRIES
+    def began(self) -> datetime:
+        """When the verdict was this one first, of those in a row."""
+        return self.since or self.at
 
     @property
     def due(self) -> datetime | None:
         """When to ask again; None for never."""
         if self.passed:
             return None
-        return self.at + timedelta(seconds=WRONG_PAUSE_SECONDS if self.refuted else PAUSE_SECONDS)
+        return self.at + timedelta(seconds=PAUSE_SECONDS if self.tries < TRIES else LONG_PAUSE_SECONDS)
 
 
 class Asker:
@@ -77,6 +92,7 @@ class Asker:
         self._on_answer = on_answer
         self._now = now
         self._answers: dict[str, Answer] = {}
+        self._asking: dict[str, datetime] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
@@ -86,15 +102,22 @@ class Asker:
         """By the pod's uid."""
         return self._answers
 
+    @property
+    def asking(self) -> Mapping[str, datetime]:
+        """Since when pods are being asked, by uid."""
+        return self._asking
+
     def ask(self, pod: Pod) -> None:
         """Asks a pod unless that is under way."""
         uid = pod.metadata.uid
         if uid not in self._tasks:
+            self._asking[uid] = self._now()
             self._tasks[uid] = asyncio.get_running_loop().create_task(self._ask(pod))
 
     def forget(self, uid: str) -> None:
         """For a pod that is gone."""
         self._answers.pop(uid, None)
+        self._asking.pop(uid, None)
         if task := self._tasks.pop(uid, None):
             task.cancel()
 
@@ -112,11 +135,14 @@ class Asker:
             async with self._at_once:
                 verdict, message = await self._answer(url(pod))
             before = self._answers.get(uid)
-            tries = before.tries + 1 if before and before.verdict == verdict else 1
-            self._answers[uid] = Answer(verdict, message, tries, self._now())
+            now = self._now()
+            if before is None or before.verdict != verdict:
+                before = Answer(verdict, message, 0, now, now)
+            self._answers[uid] = Answer(verdict, message, before.tries + 1, now, before.began, restarts(pod))
         finally:
             if self._tasks.get(uid) is asyncio.current_task():
                 del self._tasks[uid]
+                self._asking.pop(uid, None)
         self._on_answer(pod)
 
     async def _answer(self, address: str) -> tuple[Verdict, str]:
@@ -137,6 +163,11 @@ class Asker:
             return "busy", f"no answer within {ANSWER_SECONDS:g} s"
         except aiohttp.ClientError as error:
             return "wrong", first_line(str(error)) or type(error).__name__
+
+
+def restarts(pod: Pod) -> int:
+    """How often the container that serves has been started again."""
+    return sum(status.restart_count for status in pod.status.container_statuses if status.name == names.CONTAINER)
 
 
 def url(pod: Pod) -> str:
@@ -171,5 +202,5 @@ def judge(status: int, body: bytes) -> tuple[Verdict, str]:
         words = error.message if error else ""
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         words = ""
-    verdict: Verdict = "busy" if status in _BUSY else "wrong"
+    verdict: Verdict = "busy" if status in _BUSY else "unreachable" if status == _KEPT_OUT else "wrong"
     return verdict, first_line(f"HTTP {status}: {words}" if words else f"HTTP {status}")

@@ -17,7 +17,7 @@ from tokenservice.kube.events import EventRecorder
 from tokenservice.services.controller import PULLS, Caches, Reconciler
 from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.store import Store
-from tokenservice.services.verify import Answer
+from tokenservice.services.verify import Answer, restarts
 
 from tests.support.merge_patch import merge_patch
 from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, pod_schema, service
@@ -56,6 +56,7 @@ class Cluster:
         self.verdict: Any = "right"
         """What pods answer that are asked for a token."""
         self.answers: dict[str, Answer] = {}
+        self.asking: dict[str, datetime] = {}
         self.asked = 0
         self.stages: list[str] = []
         self.rollbacks = 0
@@ -167,7 +168,8 @@ class Cluster:
     async def reconcile(self) -> list[str]:
         """Until nothing is left to do. Returns what was written."""
         self.writes.clear()
-        result, asked = await self.reconciler.reconcile(KEY), 0
+        asked = self.asked
+        result = await self.reconciler.reconcile(KEY)
         while result.requeue_after == 0.0 or self.asked != asked:
             asked = self.asked
             result = await self.reconciler.reconcile(KEY)
@@ -181,8 +183,10 @@ class Cluster:
     def ask(self, pod: Pod) -> None:
         self.asked += 1
         before = self.answers.get(pod.metadata.uid)
-        tries = before.tries + 1 if before else 1
-        self.answers[pod.metadata.uid] = Answer(self.verdict, "HTTP 500", tries, self.now)
+        if before is None or before.verdict != self.verdict:
+            before = Answer(self.verdict, "HTTP 500", 0, self.now)
+        again = (before.tries + 1, self.now, before.began, restarts(pod))
+        self.answers[pod.metadata.uid] = Answer(self.verdict, "HTTP 500", *again)
 
     def rollout_stage(self, stage: str, seconds: float) -> None:
         self.stages.append(stage)

@@ -47,7 +47,7 @@ class Cache:
         return self._held
 
     def by_index(self, key: str) -> tuple[Any, ...]:
-        return ()
+        return (self._held,) if self._held else ()
 
     def decode(self, data: bytes) -> Any:
         return msgspec.json.decode(data, type=self._kind)
@@ -63,6 +63,7 @@ class Schemas:
 
 class Asker:
     answers: Mapping[str, Answer] = {}
+    asking: Mapping[str, datetime] = {}
 
     def ask(self, pod: Pod) -> None: ...
 

@@ -80,7 +80,7 @@ async def test_an_image_that_comes_in_between_is_not_spoken_of_before_the_deploy
     cluster.put(environment(reason="Building", image=OLDER))
     await cluster.reconcile()
     cluster.meanwhile = lambda: cluster.built("nlp")
-    cluster.want(environment=REF, template={"metadata": {"annotations": {"team": "a"}}})
+    cluster.want(environment=REF, replicas=2)
     result = await cluster.reconciler.reconcile(KEY)
     assert result.requeue_after == 0.0
     assert cluster.image == OLDER

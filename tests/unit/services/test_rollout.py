@@ -11,12 +11,13 @@ import pytest
 from tokenservice import protocol
 from tokenservice.api import names
 from tokenservice.api.meta import ControllerRevision
+from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.kube.errors import ApiError
 from tokenservice.services import revisions
 from tokenservice.services.revisions import KEPT
 
-from tests.unit.services.builders import BUILT, CONDA, OLDER, node
-from tests.unit.services.standin_cluster import INLINE, KEY, Cluster, CrashError
+from tests.unit.services.builders import BUILT, CONDA, OLDER, UID, environment, node
+from tests.unit.services.standin_cluster import INLINE, KEY, PROGRESS, Cluster, CrashError, stamp
 
 OLD: dict[str, Any] = {"environment": {"image": {"reference": "old:1"}}}
 NEW: dict[str, Any] = {"environment": {"image": {"reference": "new:2"}}}
@@ -74,6 +75,11 @@ async def good(**rollout: Any) -> Cluster:
     assert cluster.service.status.last_good_revision == name_of(cluster, "old:1")
     cluster.events.clear()
     return cluster
+
+
+def observed(cluster: Cluster) -> None:
+    """The Deployment's controller has seen what it was told."""
+    deployed(cluster)["status"]["observedGeneration"] = deployed(cluster)["metadata"]["generation"]
 
 
 def crash(cluster: Cluster) -> None:
@@ -256,9 +262,10 @@ async def test_ready_pods_that_answer_wrongly_give_way_at_once() -> None:
     cluster.serve(**counts)
     cluster.objects["pods", "old"] = old[0]
     cluster.put_pod("demo-2-0", labels)
-    for _ in range(3):
+    for _ in range(4):
         assert cluster.image == "new:2"
         await cluster.reconcile()
+        observed(cluster)
         cluster.now += timedelta(seconds=1)
     assert cluster.asked >= 3
     assert cluster.image == "old:1"
@@ -478,6 +485,222 @@ async def test_revisions_that_nobody_controls_any_more_are_adopted() -> None:
     assert await cluster.reconcile() == ["patch controllerrevisions"]
     raw = cluster.objects["controllerrevisions", name_of(cluster, "old:1")]
     assert raw["metadata"]["ownerReferences"][0]["uid"] == cluster.service.metadata.uid
+
+
+async def test_a_server_that_hangs_takes_no_other_pods_place() -> None:
+    cluster = await good(progressDeadlineSeconds=60)
+    old = dict(cluster.objects["pods", "demo-1-0"])
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    cluster.verdict = "busy"
+    cluster.serve(replicas=2, updatedReplicas=1, readyReplicas=2, availableReplicas=1, conditions=[])
+    cluster.objects["pods", "demo-1-0"] = old
+    await cluster.reconcile()
+    cluster.now += timedelta(seconds=2)
+    await cluster.reconcile()
+    assert deployed(cluster)["spec"]["paused"] is True
+    deployed(cluster)["status"]["conditions"] = [{**PROGRESS, "status": "Unknown", "reason": "DeploymentPaused"}]
+    for _ in range(7):
+        observed(cluster)
+        await cluster.reconcile()
+        cluster.now += timedelta(seconds=10)
+    assert cluster.image == "old:1"
+    assert "paused" not in deployed(cluster)["spec"]
+
+
+async def test_a_slow_first_token_holds_the_rollout_until_it_is_there() -> None:
+    cluster = await good()
+    old = dict(cluster.objects["pods", "demo-1-0"])
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    cluster.verdict = "busy"
+    cluster.serve(replicas=2, updatedReplicas=1, readyReplicas=2, availableReplicas=1, conditions=[])
+    cluster.objects["pods", "demo-1-0"] = old
+    await cluster.reconcile()
+    cluster.now += timedelta(seconds=2)
+    await cluster.reconcile()
+    assert deployed(cluster)["spec"]["paused"] is True
+    cluster.verdict = "right"
+    observed(cluster)
+    await cluster.reconcile()
+    assert "paused" not in deployed(cluster)["spec"]
+
+
+async def test_what_is_held_stays_so_while_the_images_of_what_mends_it_come() -> None:
+    cluster = await good(onFailure="Pause", prePull=True)
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    pulled(cluster)
+    await cluster.reconcile()
+    crash(cluster)
+    await cluster.reconcile()
+    assert deployed(cluster)["spec"]["paused"] is True
+    cluster.want(**OTHER)
+    await cluster.reconcile()
+    assert deployed(cluster)["spec"]["paused"] is True
+    pulled(cluster)
+    await cluster.reconcile()
+    assert cluster.image == "other:3"
+    assert "paused" not in deployed(cluster)["spec"]
+
+
+async def test_refused_pods_of_a_pre_pull_need_no_second_look() -> None:
+    cluster = await good(prePull=True)
+    cluster.refusals["pods"] = ApiError(403, "Forbidden", "exceeded quota")
+    cluster.want(**NEW)
+    assert (await cluster.reconciler.reconcile(KEY)).requeue_after == 0.0
+
+
+async def test_a_server_that_dies_of_every_request_is_not_good() -> None:
+    cluster = await good()
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    cluster.verdict = "unreachable"
+    for restart in range(5):
+        cluster.serve()
+        again = {"containerStatuses": [{"name": "server", "restartCount": restart, "state": {"running": {}}}]}
+        for (plural, _), raw in cluster.objects.items():
+            if plural == "pods":
+                raw["metadata"]["uid"] = "the same"
+                raw["status"].update(again)
+        await cluster.reconcile()
+        cluster.now += timedelta(seconds=30)
+    assert cluster.service.status.last_good_revision == name_of(cluster, "old:1")
+
+
+async def test_without_its_status_what_runs_stays() -> None:
+    cluster = await rolled_back()
+    cluster.keep(msgspec.structs.replace(cluster.service, status=TokenServiceStatus()))
+    await cluster.reconcile()
+    assert cluster.image == "old:1"
+    assert cluster.service.status.last_good_revision == name_of(cluster, "old:1")
+
+
+async def test_without_anything_to_go_back_to_what_failed_is_tried_on() -> None:
+    cluster = await rolled_back()
+    del cluster.objects["controllerrevisions", name_of(cluster, "old:1")]
+    await cluster.reconcile()
+    cluster.serve()
+    await cluster.reconcile()
+    assert cluster.says("Ready") == ("True", "Serving")
+    assert cluster.service.status.last_good_revision == name_of(cluster, "new:2")
+
+
+async def test_a_pod_that_is_ready_again_and_again_and_dies_each_time_fails_in_the_end() -> None:
+    cluster = await good()
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    labels = deployed(cluster)["spec"]["template"]["metadata"]["labels"]
+    born = stamp(cluster.now)
+    for number in range(8):
+        up = number % 2
+        observed(cluster)
+        counts = {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 1 + up, "availableReplicas": 1}
+        progress = {**PROGRESS, "reason": "ReplicaSetUpdated", "lastUpdateTime": stamp(cluster.now)}
+        deployed(cluster)["status"].update(counts, conditions=[progress])
+        died = {"name": "server", "restartCount": number, "lastState": {"terminated": {"exitCode": 1}}}
+        cluster.put_pod("new-1", labels, ready=bool(up), containerStatuses=[died])
+        pod = cluster.objects["pods", "new-1"]
+        pod["metadata"]["creationTimestamp"] = born
+        pod["status"]["conditions"][0]["lastTransitionTime"] = stamp(cluster.now)
+        await cluster.reconciler.reconcile(KEY)
+        cluster.now += timedelta(seconds=3 if up else 290)
+    assert cluster.image == "old:1"
+
+
+async def test_a_deadline_missed_while_images_came_is_not_that_of_what_comes() -> None:
+    cluster = await good(prePull=True)
+    for spec in (OTHER, NEW):
+        cluster.want(**spec)
+        await cluster.reconcile()
+        pulled(cluster)
+        await cluster.reconcile()
+        cluster.now += timedelta(seconds=7)
+    cluster.want(**OTHER)
+    await cluster.reconcile()
+    cluster.now += timedelta(seconds=100)
+    cluster.late()
+    stale = deployed(cluster)["status"]
+    await cluster.reconcile()
+    pulled(cluster)
+    await cluster.reconcile()
+    assert cluster.image == "other:3"
+    stale.update(updatedReplicas=0)
+    observed(cluster)
+    cluster.now += timedelta(seconds=1)
+    await cluster.reconcile()
+    assert cluster.image == "other:3"
+
+
+async def test_a_busy_moment_after_the_operator_was_away_is_no_failure() -> None:
+    cluster = await good()
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    cluster.serve()
+    cluster.restarted()
+    cluster.now += timedelta(hours=1)
+    cluster.verdict = "busy"
+    for _ in range(4):
+        await cluster.reconcile()
+        cluster.now += timedelta(seconds=1)
+    assert cluster.image == "new:2"
+    cluster.verdict = "right"
+    cluster.now += timedelta(seconds=10)
+    await cluster.reconcile()
+    assert cluster.service.status.last_good_revision == name_of(cluster, "new:2")
+
+
+async def test_pods_that_cannot_be_made_when_it_is_tried_again_fail_it_again() -> None:
+    cluster = await rolled_back()
+    cluster.now += timedelta(seconds=90)
+    retry(cluster)
+    await cluster.reconcile()
+    assert cluster.image == "new:2"
+    observed(cluster)
+    refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota"}
+    before = {**PROGRESS, "lastUpdateTime": stamp(cluster.now - timedelta(seconds=60))}
+    refused["lastTransitionTime"] = stamp(cluster.now)
+    deployed(cluster)["status"].update(updatedReplicas=0, conditions=[before, refused])
+    wait = (await cluster.reconciler.reconcile(KEY)).requeue_after
+    assert wait == 600
+    cluster.now += timedelta(seconds=wait)
+    await cluster.reconcile()
+    assert cluster.image == "old:1"
+    assert cluster.says("RolledBack") == ("True", "FailedCreate")
+
+
+@pytest.mark.parametrize("reason", ["Locking", "Unsolvable"])
+async def test_half_an_edit_is_not_rolled_out(reason: str) -> None:
+    cluster = Cluster(environment=INLINE)
+    await cluster.reconcile()
+    cluster.built("demo", OLDER)
+    await cluster.reconcile()
+    cluster.serve()
+    await cluster.reconcile()
+    changed = {"conda": {**CONDA, "dependencies": ["python=3.12"]}}
+    cluster.want(environment=changed, engine={"args": ["--needs-the-new-package"]})
+    await cluster.reconcile()
+    if reason != "Locking":
+        found = environment("demo", reason=reason, image=OLDER, uid=UID, generation=2, observed=2)
+        raw = cluster.objects["condaenvironments", "demo"]
+        raw["status"] = {**msgspec.to_builtins(found.status), "observedGeneration": raw["metadata"]["generation"]}
+        await cluster.reconcile()
+        assert cluster.says("EnvironmentReady") == ("False", reason)
+    assert "args" not in deployed(cluster)["spec"]["template"]["spec"]["containers"][0]
+    assert cluster.says("Available")[0] == "True"
+    cluster.built("demo")
+    await cluster.reconcile()
+    assert deployed(cluster)["spec"]["template"]["spec"]["containers"][0]["args"] == ["--needs-the-new-package"]
+    assert cluster.image == BUILT
+
+
+async def test_scaling_what_was_rolled_back_is_no_rolling_back() -> None:
+    cluster = await rolled_back()
+    cluster.events.clear()
+    cluster.want(**NEW, replicas=3)
+    await cluster.reconcile()
+    assert cluster.says("Progressing") == ("False", "RolledBack")
+    assert cluster.events == []
 
 
 async def test_back_to_what_runs_ends_at_once() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenservice import protocol
 from tokenservice.api.meta import Pod
 from tokenservice.services import verify
-from tokenservice.services.verify import PAUSE_SECONDS, TRIES, WRONG_PAUSE_SECONDS, Answer, Asker, judge, url
+from tokenservice.services.verify import LONG_PAUSE_SECONDS, PAUSE_SECONDS, TRIES, Answer, Asker, judge, url
 
 from tests.unit.services.builders import NOW, answer, pod
 
@@ -92,7 +92,7 @@ def test_a_long_message_is_cut() -> None:
 )
 def test_whatever_comes_is_judged(status: int, text: bytes) -> None:
     verdict, message = judge(status, text)
-    assert verdict == ("right" if status == 200 else "busy" if status in (429, 503) else "wrong")
+    assert verdict == ({200: "right", 429: "busy", 503: "busy", 403: "unreachable"}.get(status, "wrong"))
     assert message.startswith(f"HTTP {status}") or (status == 200 and message == "")
     assert "\n" not in message
 
@@ -113,12 +113,12 @@ LEADS: dict[tuple[str, int], Leads] = {
     ("right", TRIES): Leads(passed=True, again_after=None),
     ("wrong", 1): Leads(),
     ("wrong", TRIES - 1): Leads(),
-    ("wrong", TRIES): Leads(refuted=True, again_after=WRONG_PAUSE_SECONDS),
-    ("wrong", 99): Leads(refuted=True, again_after=WRONG_PAUSE_SECONDS),
+    ("wrong", TRIES): Leads(refuted=True, again_after=LONG_PAUSE_SECONDS),
+    ("wrong", 99): Leads(refuted=True, again_after=LONG_PAUSE_SECONDS),
     ("busy", 1): Leads(),
     ("busy", TRIES - 1): Leads(),
-    ("busy", TRIES): Leads(stuck=True),
-    ("busy", 99): Leads(stuck=True),
+    ("busy", TRIES): Leads(stuck=True, again_after=LONG_PAUSE_SECONDS),
+    ("busy", 99): Leads(stuck=True, again_after=LONG_PAUSE_SECONDS),
     ("unreachable", 1): Leads(),
     ("unreachable", TRIES - 1): Leads(),
     ("unreachable", TRIES): Leads(passed=True, again_after=None),
@@ -130,7 +130,9 @@ LEADS: dict[tuple[str, int], Leads] = {
 def test_what_an_answer_leads_to(said: tuple[str, int], leads: Leads) -> None:
     verdict, tries = said
     found = answer(verdict, tries=tries)
-    assert (found.passed, found.refuted, found.stuck) == (leads.passed, leads.refuted, leads.stuck)
+    later = NOW + timedelta(seconds=600)
+    assert (found.passed, found.refuted, found.stuck(later, 600)) == (leads.passed, leads.refuted, leads.stuck)
+    assert not found.stuck(later, 601)
     again = None if leads.again_after is None else NOW + timedelta(seconds=leads.again_after)
     assert found.due == again
 
@@ -260,7 +262,7 @@ async def test_what_a_pod_answers(
     async with serving(monkeypatch, handler) as found:
         said = await asked.answers(found)
     assert (said.verdict, said.message) == expected
-    assert (said.tries, said.at) == (1, NOW + timedelta(seconds=1))
+    assert (said.tries, said.at) == (1, NOW + timedelta(seconds=2))
     assert asked.told == [found]
 
 
@@ -390,7 +392,7 @@ async def test_answers_of_one_kind_are_counted_in_a_row(asked: Asked, monkeypatc
         ("right", 1),
     ]
     assert [item.message for item in seen[4:6]] == ["HTTP 500", "HTTP 404"]
-    assert [item.at for item in seen] == [NOW + timedelta(seconds=second) for second in range(1, 10)]
+    assert [item.at for item in seen] == [NOW + timedelta(seconds=second) for second in range(2, 20, 2)]
     assert asked.told == [found] * 9
 
 
