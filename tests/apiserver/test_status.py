@@ -117,7 +117,11 @@ def test_why_a_pod_fails_is_in_the_status_within_five_seconds(
 def serve(space: Space, service: str) -> None:
     """All pods of the service run and are ready, says the stand-in for a kubelet."""
     running = container({"running": {"startedAt": "2026-01-01T00:00:00Z"}}, ready=True, started=True)
-    ready = [SCHEDULED, {"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}]
+    ready = [
+        SCHEDULED,
+        {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+        {"type": "ContainersReady", "status": "True"},
+    ]
     pod_of(space, service)
     for pod in space.api.list("Pod", space.name, labelSelector=f"tokenservice.dev/service={service}"):
         fake_kubelet(space, pod["metadata"]["name"], phase="Running", containerStatuses=[running], conditions=ready)
@@ -154,8 +158,10 @@ def test_the_columns_of_kubectl_get(plane: Plane, space: Space) -> None:
     assert header.split() == ["NAME", "READY", "REASON", "DESIRED", "SERVING", "MODEL", "AGE"]
     assert line.split()[:6] == ["llm", "True", "ScaledToZero", "0", "0", "file:///models/tiny"]
     header, line = plane.cluster.kubectl(*get, "-o", "wide").stdout.splitlines()
-    assert header.split()[-2:] == ["URL", "IMAGE"]
-    assert line.split()[-2:] == [f"http://llm.{space.name}.svc.cluster.local/v1", "registry.invalid/serving:1"]
+    assert header.split()[-4:] == ["URL", "IMAGE", "CURRENT", "UPDATE"]
+    told = line.split()[-4:]
+    assert told[:2] == [f"http://llm.{space.name}.svc.cluster.local/v1", "registry.invalid/serving:1"]
+    assert told[2] == told[3] == space.there("TokenService", "llm")["status"]["updateRevision"]
     assert (
         "tokenservice.tokenservice.dev/llm"
         in plane.cluster.kubectl("get", "serving", "-n", space.name, "-o", "name").stdout

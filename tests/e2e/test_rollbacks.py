@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -183,17 +183,27 @@ def test_a_full_node_says_so_and_max_unavailable_decides(
 
 
 @pytest.fixture
-def second_node(cluster: Cluster) -> Iterator[str]:
-    """A node more, until it is lost; its Node object goes at the end."""
+def second_node(cluster: Cluster) -> Iterator[Callable[[], None]]:
+    """A node more; the function loses it, as by power failure. At the end it is gone either way."""
+    lost = False
+
+    def lose(*more: str) -> None:
+        nonlocal lost
+        lost = True
+        localcluster("remove-node", "--name", cluster.name, "--node", SECOND, *more)
+
     localcluster("add-node", "--name", cluster.name, "--node", SECOND)
     try:
-        yield SECOND
+        yield lose
     finally:
-        localcluster("remove-node", "--name", cluster.name, "--node", SECOND, "--delete-object")
+        if lost:
+            cluster.kubectl("delete", "node", SECOND)
+        else:
+            lose("--delete-object")
 
 
 def test_a_node_that_is_lost_in_the_middle(
-    space: Space, cluster: Cluster, standin_image: str, second_node: str
+    space: Space, cluster: Cluster, standin_image: str, second_node: Callable[[], None]
 ) -> None:
     spread = {
         "maxSkew": 1,
@@ -207,10 +217,10 @@ def test_a_node_that_is_lost_in_the_middle(
     ]
     template = {"spec": {"topologySpreadConstraints": [spread], "tolerations": gone}}
     good(space, standin_image, "torn", replicas=2, template=template, rollout={"progressDeadlineSeconds": 600})
-    assert second_node in {pod["spec"]["nodeName"] for pod in space.pods("torn")}
+    assert SECOND in {pod["spec"]["nodeName"] for pod in space.pods("torn")}
     space.patch("torn", **serving("--version-text", "new", "--ready-after", "5"))
     space.condition("torn", "Progressing", "RollingOut")
-    localcluster("remove-node", "--name", cluster.name, "--node", second_node)
+    second_node()
     # The node is missed after some 50 s; then its pods are made anew on the other one.
     space.good("torn", seconds=240)
     assert {pod["spec"]["nodeName"] for pod in space.pods("torn")} == {cluster.facts["nodes"][0]["name"]}

@@ -196,8 +196,10 @@ def rollout_events(before: TokenServiceStatus, after: TokenServiceStatus, step: 
     if back and (was_back is None or was_back.message.partition(";")[0] != back.message.partition(";")[0]):
         events.append(Event("Warning", names.ROLLED_BACK, back.message))
     was, now = before.condition(names.PROGRESSING), after.condition(names.PROGRESSING)
-    scaled = step.verified and before.last_good_revision == after.last_good_revision  # what it has was good before
-    if was and now and now.reason in _STAGES and was.reason != now.reason and not scaled:
+    # Scaled, for instance: what it has was good before.
+    same = step.verified and before.last_good_revision == after.last_good_revision
+    nothing = same and now is not None and now.reason in (names.ROLLING_OUT, names.COMPLETE)
+    if was and now and now.reason in _STAGES and was.reason != now.reason and not nothing:
         said = "has proven good" if now.reason == names.COMPLETE else now.message
         note = f"{step.update.name}: {said}" if step.update else said
         events.append(Event("Normal", now.reason, names.cut(note)))
