@@ -23,7 +23,7 @@ from tests.support.played_kubelet import CRASH_MESSAGE, PRE_PULL, TOLERATION, pl
 from tests.support.wait import eventually
 
 AT_ONCE = 8
-MOST_WRITES = 18
+MOST_WRITES = 24
 """More than either takes; so many TokenServices are made ready beforehand, twice."""
 DEADLINE_SECONDS = 4
 IMAGES = {"rollout": "registry.invalid/new:2", "rollback": "registry.invalid/bad:2"}

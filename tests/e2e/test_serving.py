@@ -112,7 +112,7 @@ def operator_pods(api: Api) -> list[Object]:
 
 def test_another_operator_takes_over(space: Space, api: Api, standin_image: str) -> None:
     space.apply("unmoved", standin_image, replicas=2, **MODEL)
-    before = space.ready("unmoved")
+    before = space.good("unmoved")
     pods = space.uids("unmoved")
     first = leader(api)
     assert first in {pod["metadata"]["name"] for pod in operator_pods(api)}
