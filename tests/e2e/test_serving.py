@@ -151,7 +151,7 @@ def test_what_others_change_is_put_back(space: Space, standin_image: str) -> Non
     eventually(back, "the image is back", seconds=10)
     assert time.monotonic() - began < 3  # a second, and the time that kubectl takes
     space.ready("firm")
-    assert space.uids("firm") == pods
+    eventually(lambda: space.uids("firm") == pods, "a pod of the other image, if there was one, is gone", seconds=30)
     space.kubectl("rollout", "restart", "deploy/firm")
     eventually(lambda: not pods & space.uids("firm"), "a restart by hand replaces the pods", seconds=60)
     space.ready("firm")
