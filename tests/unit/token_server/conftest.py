@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import httpx
 import pytest
@@ -113,6 +113,19 @@ def live(service: Service, engine: StandInEngine) -> Iterator[str]:
     server.should_exit = True
     thread.join(DEADLINE)
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def idle_metrics(client: httpx.AsyncClient) -> Callable[[], Awaitable[str]]:
+    """What /metrics says when no answer is being generated: a generation is over a little after its answer."""
+
+    async def read() -> str:
+        async with asyncio.timeout(DEADLINE):
+            while "token_server_generations_in_flight 0.0" not in (text := (await client.get("/metrics")).text):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return text
+
+    return read
 
 
 @pytest.fixture
