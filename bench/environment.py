@@ -14,14 +14,12 @@ import json
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 import yaml
 from tokenservice.api import names
 from tokenservice.builder.errors import BuildError
@@ -36,6 +34,7 @@ from bench.environment_layout import Difference
 from bench.environment_node import ARMS, Node, Ran
 from bench.environment_registry import Registry
 from bench.environment_watch import Environment, Moments, Watching, stage_seconds
+from bench.program import run
 
 FIRST_SECONDS = 1200.0
 CHANGE_SECONDS = 300.0
@@ -330,20 +329,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.runs < 1:
         parser.error("--runs must be at least 1")
-    folder = Path(tempfile.mkdtemp(prefix="bench-environment-"))
-    try:
-        figures = _on_a_cluster(arguments, folder)
-    except (BenchError, BuildError, aiohttp.ClientError) as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print(table(figures))
-    print(json.dumps(result(figures)))
-    return 0
+    return run("environment", lambda folder: _on_a_cluster(arguments, folder), table, result, say)
 
 
 def _on_a_cluster(arguments: argparse.Namespace, folder: Path) -> Figures:

@@ -32,24 +32,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 from tokenservice.api import names
-from tokenservice.builder.errors import BuildError
 
 from bench import environment_setup
 from bench import rollout_setup as setup
 from bench.client import JSON, MERGE
 from bench.cluster import BenchError, Cluster
+from bench.program import run
 from bench.rollout_report import Figures, result, table
 from bench.rollout_requests import Phase, summary, told, verdict
 from bench.rollout_setup import NAME, SPACE, Clients, Images
@@ -252,20 +249,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.before_seconds <= 0 or min(arguments.clients, arguments.tokens) < 1:
         parser.error("--before-seconds, --clients and --tokens must be more than nothing")
-    folder = Path(tempfile.mkdtemp(prefix="bench-rollout-"))
-    try:
-        figures = _on_a_cluster(arguments, folder)
-    except (BenchError, BuildError, aiohttp.ClientError) as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print(table(figures))
-    print(json.dumps(result(figures)))
-    return 0
+    return run("rollout", lambda folder: _on_a_cluster(arguments, folder), table, result, say)
 
 
 def _on_a_cluster(arguments: argparse.Namespace, folder: Path) -> Figures:

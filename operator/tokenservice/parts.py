@@ -39,7 +39,7 @@ from tokenservice.services.controller import (
     Caches,
     Reconciler,
 )
-from tokenservice.services.failures import is_ready, pod_failures
+from tokenservice.services.failures import pod_failures, readiness
 from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.store import Key, Store, decode, read
 from tokenservice.services.verify import Asker
@@ -265,7 +265,7 @@ def _matters(pod: Pod) -> object:
     """What of a pod leads to another plan: counts come from the Deployment."""
     if names.LABEL_PRE_PULL in pod.metadata.labels:
         return pod.status, pod.metadata.deletion_timestamp
-    return pod_failures(pod), is_ready(pod), pod.status.pod_ip
+    return pod_failures(pod), readiness(pod) is not None, pod.status.pod_ip
 
 
 def _need(item: HasMetadata) -> str:

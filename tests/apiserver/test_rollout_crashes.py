@@ -18,7 +18,7 @@ import yaml
 from tests.apiserver.conftest import SYSTEM, Plane, write_kubeconfig
 from tests.support.api import Object
 from tests.support.cluster import condition, token_service
-from tests.support.faulty_proxy import Asked, FaultyProxy, Strike
+from tests.support.faulty_proxy import Asked, Fault, FaultyProxy, Kind
 from tests.support.played_kubelet import CRASH_MESSAGE, PRE_PULL, TOLERATION, played
 from tests.support.wait import eventually
 
@@ -84,8 +84,8 @@ class Life:
         """No pod is left that brought images."""
         return not self.plane.api.list("Pod", self.namespace, labelSelector=PRE_PULL)
 
-    def run(self, scenario: str, point: Point | None) -> tuple[list[Asked], Asked | None]:
-        """The change, with the operator killed at that point. Returns the writes, and at which it was killed."""
+    def run(self, scenario: str, point: Point | None) -> tuple[list[Asked], bool]:
+        """The change, with the operator killed at that point. Returns the writes, and whether it came to that."""
         proxy = FaultyProxy(self.plane.api.server, self.plane.api.ca)
         proxy.start()
         kubeconfig = self.folder / f"{self.namespace}.kubeconfig"
@@ -97,15 +97,16 @@ class Life:
         before = set(self.pods())
         try:
             operator.start()
-            strike, killed = None, threading.Event()
+            killed = threading.Event()
 
             def kill() -> None:
                 operator.kill()
                 killed.set()
 
             if point is not None:
-                strike = Strike(*point, kill)
-                proxy.strike(strike)
+                verb, resource, number, moment = point
+                kind: Kind = "cut" if moment == "before" else "lost"
+                proxy.inject(Fault(kind, verb, resource, after=number - 1, and_then=kill))
             change = {"environment": {"image": {"reference": IMAGES[scenario]}}}
             self.plane.api.patch("TokenService", self.namespace, NAME, {"spec": change})
             eventually(lambda: killed.is_set() or done(), f"{scenario}: {point}, or the end", seconds=60)
@@ -119,7 +120,7 @@ class Life:
         finally:
             operator.end()
             proxy.stop()
-        return proxy.writes, strike.at if strike else None
+        return proxy.writes, killed.is_set()
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +172,10 @@ def test_killed_at_any_write_nothing_is_left_between(lives: list[Life]) -> None:
             for scenario, writes in recorded.items()
             for point in points(writes)
         ]
-        struck = [(scenario, point[3], run.result()[1]) for scenario, point, run in runs]
+        struck = {(scenario, *point) for scenario, point, run in runs if run.result()[1]}
     for scenario, writes in recorded.items():
         for moment in MOMENTS:
-            hit = kinds(at for which, when, at in struck if at and (which, when) == (scenario, moment))
+            hit = {(verb, what) for which, verb, what, _, when in struck if (which, when) == (scenario, moment)}
             assert kinds(writes) <= hit, f"{scenario}: never killed {moment} {kinds(writes) - hit}"
 
 

@@ -19,7 +19,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-Kind = Literal["status", "hang", "lost", "torn", "event"]
+Kind = Literal["status", "hang", "cut", "lost", "torn", "event"]
 
 _PATH = re.compile(
     r"^(?:/api/v1|/apis/(?P<group>[^/]+)/[^/]+)"
@@ -53,11 +53,12 @@ def asked(method: str, path: str) -> Asked:
 
 @dataclass
 class Fault:
-    """What happens to requests with this verb and resource (regular expressions, matched whole), `times` in all.
+    """What happens to requests with this verb and resource (regular expressions, matched whole), `times` in all, once
+    `after` of them have passed.
 
-    status: they are answered this without reaching the server. hang: no byte of an answer ever comes. lost: the
-    server does what is asked, then the connection breaks. torn: it breaks in the middle of the answer. event: a watch
-    gets an ERROR event with this code, and its stream ends.
+    status: they are answered this without reaching the server. hang: no byte of an answer ever comes. cut: the
+    connection breaks before the server hears of it. lost: the server does what is asked, then it breaks. torn: it
+    breaks in the middle of the answer. event: a watch gets an ERROR event with this code, and its stream ends.
     """
 
     kind: Kind
@@ -67,29 +68,22 @@ class Fault:
     code: int = 500
     reason: str = "InternalError"
     retry_after: int | None = None
+    after: int = 0
+    and_then: Callable[[], None] = lambda: None
+    """Called when the connection is about to break (cut, lost): in the proxy's thread, which it holds up."""
     hits: int = 0
+    passed: int = 0
 
     def takes(self, request: Asked) -> bool:
-        return bool(
-            self.hits < self.times
-            and re.fullmatch(self.verb, request.verb)
-            and re.fullmatch(self.resource, request.resource)
-        )
-
-
-@dataclass
-class Strike:
-    """What happens at the write of that number (the first is 1) of its kind: before the server hears of it, or once it
-    has done what is asked. Nobody gets the answer.
-    """
-
-    verb: str
-    resource: str
-    number: int
-    moment: Literal["before", "after"]
-    strike: Callable[[], None]
-    at: Asked | None = None
-    """The write at which it came to that."""
+        """Whether it strikes this request; one that it lets pass is counted."""
+        if self.hits >= self.times:
+            return False
+        if not (re.fullmatch(self.verb, request.verb) and re.fullmatch(self.resource, request.resource)):
+            return False
+        if self.passed < self.after:
+            self.passed += 1
+            return False
+        return True
 
 
 class FaultyProxy:
@@ -102,10 +96,7 @@ class FaultyProxy:
         self._streams: dict[int, tuple[Asked, web.BaseRequest]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
-        self._strike: Strike | None = None
         self.requests: list[Asked] = []
-        self.writes: list[Asked] = []
-        """The writes that reached the server, or were about to; Leases excluded."""
         self.url = ""
 
     def start(self) -> None:
@@ -121,11 +112,6 @@ class FaultyProxy:
         """From now on; the one injected first wins. `hits` tells how often it struck."""
         self._faults.append(fault)
         return fault
-
-    def strike(self, strike: Strike) -> None:
-        """From now on; `number` counts the writes that are yet to come."""
-        self._strike = strike
-        strike.number += self._count(strike)
 
     def heal(self) -> None:
         """No faults from now on; requests that hang are cut off."""
@@ -143,6 +129,11 @@ class FaultyProxy:
     def cut_watches(self) -> None:
         """Breaks every stream that is open now; one that has no answer yet goes on."""
         self._call(self._cut())
+
+    @property
+    def writes(self) -> list[Asked]:
+        """The requests that change something; Leases excluded."""
+        return self.since(0, lambda request: request.verb in _VERBS.values() and request.resource != "leases")
 
     def since(self, count: int, keep: Callable[[Asked], bool] = lambda _: True) -> list[Asked]:
         """The requests after the first `count`."""
@@ -188,10 +179,6 @@ class FaultyProxy:
         self.requests.append(what)
         body = await request.read()
         await self._flowing.wait()
-        strike = self._struck(what)
-        if strike is not None and strike.moment == "before":
-            _hit(strike, what, request)
-            return web.Response(status=502)
         fault = next((fault for fault in self._faults if fault.takes(what)), None)
         if fault is not None:
             fault.hits += 1
@@ -202,6 +189,10 @@ class FaultyProxy:
             if fault.kind == "hang":
                 await self._released.wait()
                 _abort(request)
+            if fault.kind == "cut":
+                fault.and_then()
+                _abort(request)
+                return web.Response(status=502)
         headers = {
             name: value
             for name, value in request.headers.items()
@@ -212,32 +203,17 @@ class FaultyProxy:
             async with self._session.request(
                 request.method, url, data=body or None, headers=headers, allow_redirects=False
             ) as answer:
-                if strike is not None:
-                    await answer.read()
-                    _hit(strike, what, request)
-                    return web.Response(status=502)
                 return await self._pass_on(what, request, answer, fault)
         except aiohttp.ClientError:  # the API server is gone, or broke the connection: so does the proxy
             _abort(request)
             return web.Response(status=502)
-
-    def _struck(self, what: Asked) -> Strike | None:
-        if what.verb not in _VERBS.values() or what.resource == "leases":
-            return None
-        self.writes.append(what)
-        strike = self._strike
-        if strike is None or strike.at or (what.verb, what.resource) != (strike.verb, strike.resource):
-            return None
-        return strike if self._count(strike) == strike.number else None
-
-    def _count(self, strike: Strike) -> int:
-        return sum((write.verb, write.resource) == (strike.verb, strike.resource) for write in self.writes)
 
     async def _pass_on(
         self, what: Asked, request: web.BaseRequest, answer: aiohttp.ClientResponse, fault: Fault | None
     ) -> web.StreamResponse:
         if fault is not None and fault.kind == "lost":
             await answer.read()
+            fault.and_then()
             _abort(request)
         kept = {
             name: value
@@ -264,12 +240,6 @@ class FaultyProxy:
         finally:
             self._streams.pop(id(request), None)
         return response
-
-
-def _hit(strike: Strike, what: Asked, request: web.BaseRequest) -> None:
-    strike.at = what
-    strike.strike()
-    _abort(request)
 
 
 def _abort(request: web.BaseRequest) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 
-from tokenservice.api.meta import Condition
+from tokenservice.api.meta import Condition, stamp
 
 READY = "Ready"
 AVAILABLE = "Available"
@@ -96,7 +96,6 @@ def merge(
     """
     limits = limits or {}
     before = {condition.type: condition for condition in previous}
-    stamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     merged = []
     for condition in current:
         old = before.get(condition.type)
@@ -108,7 +107,7 @@ def merge(
                 reason=condition.reason,
                 message=cut(condition.message, limits.get(condition.type, MAX_MESSAGE_BYTES)),
                 observed_generation=condition.observed_generation,
-                last_transition_time=kept or stamp,
+                last_transition_time=kept or stamp(now),
             )
         )
     return tuple(merged)

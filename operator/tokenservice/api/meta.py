@@ -6,7 +6,7 @@ reference, meta/v1, apps/v1, core/v1, policy/v1.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -14,6 +14,11 @@ import msgspec
 def time_of(stamp: str | None) -> datetime | None:
     """A timestamp of Kubernetes' as a time; None for none."""
     return datetime.fromisoformat(stamp) if stamp else None
+
+
+def stamp(when: datetime) -> str:
+    """A time as Kubernetes writes it, to the second."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Struct(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True):
@@ -142,6 +147,18 @@ class Node(Struct, frozen=True, kw_only=True):
 class ContainerStateWaiting(Struct, frozen=True, kw_only=True):
     reason: str = ""
     message: str = ""
+
+    @property
+    def patient(self) -> bool:
+        """Whether nothing is wrong: the container is about to be made."""
+        return self.reason in ("", "ContainerCreating", "PodInitializing")
+
+    @property
+    def cause(self) -> str:
+        """The reason, by one name: the kubelet alternates between two while it tries again to pull an image, of which
+        people know the second, and one name means one event.
+        """
+        return "ImagePullBackOff" if self.reason == "ErrImagePull" else self.reason
 
 
 class ContainerStateTerminated(Struct, frozen=True, kw_only=True):

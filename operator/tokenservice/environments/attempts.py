@@ -17,11 +17,6 @@ POD_SECONDS = 10.0
 """How long a pod may take to show up here: after its Job was made, and in the end after the Job is known to have ended,
 since Jobs and pods are watched apart."""
 
-# A container waits for these without anything being wrong.
-_PATIENT = frozenset({"", "ContainerCreating", "PodInitializing"})
-# The kubelet alternates between the two while it tries again; one name means one event.
-_SAME = {"ErrImagePull": "ImagePullBackOff"}
-
 
 class JobStatus(Struct, frozen=True, kw_only=True):
     active: int = 0
@@ -148,8 +143,8 @@ def trouble(pod: Pod) -> tuple[str, str] | None:
         return scheduled.reason, cut(scheduled.message)
     for container in (*status.init_container_statuses, *status.container_statuses):
         waiting, ended = container.state.waiting, container.state.terminated
-        if waiting and waiting.reason not in _PATIENT:
-            return _SAME.get(waiting.reason, waiting.reason), cut(waiting.message)
+        if waiting and not waiting.patient:
+            return waiting.cause, cut(waiting.message)
         if ended and (ended.exit_code or ended.signal):
             return _end(ended)
     return None

@@ -47,6 +47,12 @@ def with_hash(desired: Manifest) -> dict[str, Any]:
     return {**desired, "metadata": metadata}
 
 
+def applied_hash(desired: Manifest) -> str | None:
+    """The hash that `with_hash` wrote into the manifest."""
+    found: str | None = ((desired.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION_APPLIED_HASH)
+    return found
+
+
 def needs_apply(
     desired: Manifest,
     live: ObjectMeta | None,
@@ -60,7 +66,7 @@ def needs_apply(
     """
     if live is None:
         return "missing"
-    wanted = ((desired.get("metadata") or {}).get("annotations") or {}).get(ANNOTATION_APPLIED_HASH)
+    wanted = applied_hash(desired)
     if wanted is None or live.annotations.get(ANNOTATION_APPLIED_HASH) != wanted:
         return "changed"
     owned = owned_fields(live.managed_fields if managed_fields is None else managed_fields, manager)

@@ -22,11 +22,9 @@ Manifest = dict[str, Any]
 PARALLEL = 4
 """Nodes of one resource that pull at the same time: they share a registry and a network."""
 
-_PATIENT = frozenset({"", "ContainerCreating", "PodInitializing"})
 _PULLED = frozenset({"RunContainerError", "CrashLoopBackOff", "CreateContainerError", "CreateContainerConfigError"})
 _NEVER_STARTED = "ContainerStatusUnknown"
 """The kubelet's reason for a container of a pod that it ended, say for want of disk, before it could say more."""
-_SAME = {"ErrImagePull": "ImagePullBackOff"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,13 @@ class Pulls:
     def failures(self) -> str:
         """The nodes that failed, each with the reason."""
         return ", ".join(f"{node} ({why})" for node, why in self.failed)
+
+
+def images(template: Mapping[str, Any]) -> tuple[str, ...]:
+    """The images of a pod template's containers, each once, in their order."""
+    spec = template["spec"]
+    containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+    return tuple(dict.fromkeys(container["image"] for container in containers if container.get("image")))
 
 
 def choose(
@@ -133,14 +138,8 @@ def pod(name: str, template: Mapping[str, Any], node: str, *, metadata: Mapping[
         seconds: after which the kubelet ends it.
 
     """
-    spec = template["spec"]
-    images = dict.fromkeys(
-        container["image"]
-        for key in ("initContainers", "containers")
-        for container in spec.get(key) or ()
-        if container.get("image")
-    )
-    digest = hashlib.sha256(f"{name}/{node}/{'/'.join(images)}".encode()).hexdigest()[:10]
+    spec, needed = template["spec"], images(template)
+    digest = hashlib.sha256(f"{name}/{node}/{'/'.join(needed)}".encode()).hexdigest()[:10]
     kept = {
         key: spec[key]
         for key in ("imagePullSecrets", "tolerations", "securityContext", "serviceAccountName", "schedulerName")
@@ -172,7 +171,7 @@ def pod(name: str, template: Mapping[str, Any], node: str, *, metadata: Mapping[
                         "capabilities": {"drop": ["ALL"]},
                     },
                 }
-                for number, image in enumerate(images)
+                for number, image in enumerate(needed)
             ],
         },
     }
@@ -192,8 +191,8 @@ def _verdict(found: Pod) -> str | None:
     statuses = found.status.container_statuses
     for status in statuses:
         waiting = status.state.waiting
-        if waiting and waiting.reason not in _PATIENT | _PULLED:
-            return f"{_SAME.get(waiting.reason, waiting.reason)}: {first_line(waiting.message)}"
+        if waiting and not waiting.patient and waiting.reason not in _PULLED:
+            return f"{waiting.cause}: {first_line(waiting.message)}"
     if statuses and all(_has_image(status) for status in statuses):
         return ""
     if found.status.phase == "Failed":

@@ -14,7 +14,7 @@ from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
 from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
-from tokenservice.kube.apply import keep_own_fields, needs_apply, owned_fields, with_hash
+from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
@@ -150,8 +150,8 @@ class _Memo:
     """The Deployment with the template of a revision, and which."""
     unpullable: dict[str, str] = field(default_factory=dict)
     """Nodes for which no pod could be made that brings images there, and why."""
-    checked: dict[Child, tuple[bytes | None, str]] = field(default_factory=dict)
-    """Child -> (managed fields, hash) for which nothing was to apply."""
+    checked: dict[Child, tuple[tuple[bytes | None, str], str | None]] = field(default_factory=dict)
+    """Child -> what there is (managed fields, hash) and the hash of what should be, for which nothing was to apply."""
 
 
 class Reconciler:
@@ -289,7 +289,6 @@ class Reconciler:
                 memo.children = await self._children(service, runs_in)
                 memo.composed = None
                 memo.unpullable.clear()
-                memo.checked.clear()
             return memo
         inline = render.environment(service)
         memo = _Memo(
@@ -363,7 +362,7 @@ class Reconciler:
         if apply.child == "revision":
             return None
         # What we own right after our own apply is all there is to own: nothing is applied again before it changes.
-        memo.checked[apply.child] = _state(live)
+        memo.checked[apply.child] = _state(live), applied_hash(apply.manifest)
         return None
 
     async def _mark(self, key: Key, service: TokenService, found: Step) -> bool:
@@ -506,7 +505,6 @@ def _composed(memo: _Memo, found: Step) -> render.Children | Refusal:
     which = (target.name, target.number > 1, found.hold)
     if memo.composed is None or memo.composed[0] != which:
         memo.composed = which, revisions.deployment(children.deployment, target, hold=found.hold)
-        memo.checked.pop("deployment", None)
     return replace(children, deployment=memo.composed[1])
 
 
@@ -522,13 +520,15 @@ def _changes(snapshot: Snapshot, memo: _Memo, found: Step) -> dict[Child, str]:
     for child, live in live_objects.items():
         manifest = wanted(snapshot, child, found)
         metadata = live.metadata if live else None
-        if manifest is None or (metadata and memo.checked.get(child) == _state(metadata)):
+        if manifest is None:
+            continue
+        if metadata and memo.checked.get(child) == (_state(metadata), applied_hash(manifest)):
             continue
         reason = needs_apply(manifest, metadata)
         if reason:
             changes[child] = reason
         elif metadata:
-            memo.checked[child] = _state(metadata)
+            memo.checked[child] = _state(metadata), applied_hash(manifest)
     return changes
 
 

@@ -15,15 +15,11 @@ from tokenservice.api.v1alpha1 import Failure
 
 MAX_FAILURES = 10
 
-# A container waits for these without anything being wrong.
-_PATIENT = frozenset({"", "ContainerCreating", "PodInitializing"})
 _OUT_OF_MEMORY = "OOMKilled"
 _CRASH_LOOP = "CrashLoopBackOff"
 _RUN_ERROR = "RunContainerError"
 # How a container ended that could not even be started, by containerd and by older runtimes.
 _NEVER_STARTED = frozenset({"StartError", "ContainerCannotRun"})
-# The kubelet alternates between the two while it tries again; people know the second, and one name means one event.
-_SAME = {"ErrImagePull": "ImagePullBackOff"}
 # While it waits, the kubelet puts this before the error of the last try.
 _BACK_OFF = re.compile(r'Back-off pulling image "[^"]*": \w+: ')
 
@@ -47,7 +43,7 @@ def failures(pods: Iterable[Pod], deployment: Deployment | None) -> tuple[Failur
 
 def pod_failures(pod: Pod) -> list[Failure]:
     """The failures of one pod, none if it is Ready."""
-    if is_ready(pod):
+    if readiness(pod):
         return []
     name = pod.metadata.name
     if pod.status.reason:  # of the whole pod: Evicted, NodeLost, OutOfcpu
@@ -60,8 +56,15 @@ def pod_failures(pod: Pod) -> list[Failure]:
     return [failure for failure in found if failure]
 
 
-def is_ready(pod: Pod) -> bool:
-    return any(condition.type == "Ready" and condition.status == "True" for condition in pod.status.conditions)
+def readiness(pod: Pod) -> Condition | None:
+    """The condition that says that a pod is Ready; None if it is not."""
+    return next((item for item in pod.status.conditions if item.type == "Ready" and item.status == "True"), None)
+
+
+def where(failure: Failure) -> str:
+    """The pod and the container that a failure is about, to begin a message with."""
+    of = (("pod", failure.pod), ("container", failure.container))
+    return "".join(f"{kind} {name}: " for kind, name in of if name)
 
 
 def _ended_at(pod: Pod) -> str:
@@ -76,9 +79,9 @@ def _container_failure(pod: str, status: ContainerStatus, *, init: bool) -> Fail
     reason = waiting.reason if waiting else ""
     if last and last.reason in _NEVER_STARTED and reason in ("", _CRASH_LOOP, _RUN_ERROR):
         return Failure(pod=pod, container=status.name, reason=_RUN_ERROR, message=cut(last.message))
-    if waiting and reason not in _PATIENT and reason != _CRASH_LOOP:
+    if waiting and not waiting.patient and reason != _CRASH_LOOP:
         message = _BACK_OFF.sub("", waiting.message, count=1)
-        return Failure(pod=pod, container=status.name, reason=_SAME.get(reason, reason), message=cut(message))
+        return Failure(pod=pod, container=status.name, reason=waiting.cause, message=cut(message))
     if last is None and reason == _CRASH_LOOP:  # the record of the crash is gone
         return Failure(pod=pod, container=status.name, reason=reason, message=cut(waiting.message if waiting else ""))
     if status.ready or last is None:

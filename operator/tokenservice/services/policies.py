@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 
 from tokenservice.api import conditions as names
 from tokenservice.api.conditions import Verdict
-from tokenservice.api.meta import Condition, Deployment, time_of
+from tokenservice.api.meta import Condition, Deployment
 from tokenservice.api.names import ANNOTATION_RETRY
 from tokenservice.api.v1alpha1 import Failure, TokenService
 from tokenservice.services import amounts
-from tokenservice.services.rollout import Step
+from tokenservice.services.failures import where
+from tokenservice.services.rollout import Step, missed_deadline
 from tokenservice.services.snapshot import Refusal
 
 
@@ -87,12 +88,10 @@ class Facts:
     @property
     def deadline_exceeded(self) -> str | None:
         """The Deployment's message when this rollout, not an earlier one, made no progress for too long."""
-        since = self.step.update.since if self.step.update else None
-        for condition in self.deployment.status.conditions if self.deployment and self.observed else ():
-            if condition.type == "Progressing" and condition.reason == names.PROGRESS_DEADLINE_EXCEEDED:
-                at = time_of(condition.last_update_time)
-                return condition.message if since is None or at is None or at > since else None
-        return None
+        if not self.deployment or not self.observed:
+            return None
+        missed = missed_deadline(self.deployment, self.step.update.since if self.step.update else None)
+        return missed.message if missed else None
 
 
 def conditions(facts: Facts) -> tuple[Condition, ...]:
@@ -190,10 +189,10 @@ def _failing(facts: Facts) -> Verdict | None:
     if not facts.failures:
         return None
     first = facts.failures[0]
-    where = "".join(f"{kind} {name}: " for kind, name in (("pod", first.pod), ("container", first.container)) if name)
+    of = where(first)
     more = f" (and {len(facts.failures) - 1} more, see status.failures)" if len(facts.failures) > 1 else ""
-    room = names.MAX_MESSAGE_BYTES - len(f"{where}{more}".encode())
-    return "False", first.reason, f"{where}{names.cut_front(first.message, room)}{more}"
+    room = names.MAX_MESSAGE_BYTES - len(f"{of}{more}".encode())
+    return "False", first.reason, f"{of}{names.cut_front(first.message, room)}{more}"
 
 
 def _held(facts: Facts) -> Verdict | None:

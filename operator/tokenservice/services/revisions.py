@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from tokenservice.api import names
-from tokenservice.api.meta import ControllerRevision, time_of
+from tokenservice.api.meta import ControllerRevision, stamp, time_of
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.kube.apply import with_hash
 
@@ -111,9 +111,10 @@ def wanted(
     Of those that exist one counts that was asked for in the same way, or whose template is the same.
     """
     known = tuple(revisions)
-    asks, makes = _canonical.encode(inputs), _canonical.encode(template)
+    asks = _canonical.encode(inputs)
     for revision in sorted(known, key=lambda revision: revision.revision, reverse=True):
-        if _normal(revision.data.inputs) == asks or _unlabelled(revision.data.template) == makes:
+        same = _normal(bytes(revision.data.inputs)) == asks
+        if same or _unlabelled(bytes(revision.data.template)) == _canonical.encode(template):
             return of(revision)
     name = f"{service.metadata.name}-{_hash(inputs)}"
     labelled = _labelled(template, name)
@@ -180,11 +181,6 @@ def adoption(service: TokenService) -> Manifest:
     """The patch of a ControllerRevision that nobody controls any more."""
     owner = names.owner("TokenService", service.metadata.name, service.metadata.uid)
     return {"metadata": {"ownerReferences": [owner]}}
-
-
-def stamp(when: datetime) -> str:
-    """A time as Kubernetes writes it."""
-    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def label(name: str) -> str:
@@ -261,21 +257,13 @@ def _labelled(template: Manifest, name: str) -> Manifest:
     return {**template, "metadata": {**metadata, "labels": labels}}
 
 
-def _normal(data: msgspec.Raw) -> bytes:
-    return _normalised(bytes(data))
-
-
 @lru_cache(maxsize=4096)
-def _normalised(data: bytes) -> bytes:
+def _normal(data: bytes) -> bytes:
     return _canonical.encode(msgspec.json.decode(data))
 
 
-def _unlabelled(data: msgspec.Raw) -> bytes:
-    return _template_without_label(bytes(data))
-
-
 @lru_cache(maxsize=1024)
-def _template_without_label(data: bytes) -> bytes:
+def _unlabelled(data: bytes) -> bytes:
     template = msgspec.json.decode(data)
     template.get("metadata", {}).get("labels", {}).pop(names.LABEL_REVISION, None)
     return _canonical.encode(template)

@@ -10,15 +10,14 @@ the pods, and which revision was good last. A crash between any two writes leave
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from tokenservice.api import conditions as reasons
 from tokenservice.api import names
 from tokenservice.api.conditions import cut
-from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, time_of
+from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, stamp, time_of
 from tokenservice.api.v1alpha1 import Failure
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
@@ -26,7 +25,7 @@ from tokenservice.nodes.prepull import Pulls
 from tokenservice.protocol import VERIFYZ
 from tokenservice.services import amounts, revisions
 from tokenservice.services.environment import ours, verdict
-from tokenservice.services.failures import failures
+from tokenservice.services.failures import failures, readiness, where
 from tokenservice.services.render import Manifest
 from tokenservice.services.revisions import STABLE_SECONDS, Failed, Wanted
 from tokenservice.services.snapshot import Refusal, Snapshot
@@ -177,17 +176,15 @@ def _judged(snapshot: Snapshot, found: Step, update: Wanted) -> Step:
     if service.spec.paused or deployment.status.observed_generation < deployment.metadata.generation:
         return replace(found, wrong=wrong)
     failure = _failure(snapshot, deployment, pods, wrong, since)
-    if failure is not None:
-        if found.good is None:  # there is nothing to go back to: it is tried on
-            return replace(found, wrong=wrong, ask=_due(pods, snapshot), requeue_after=_wait(snapshot, pods, since))
+    if failure is not None and found.good is not None:  # with nothing to go back to it is tried on
         mark = Failed(
             reason=failure.reason,
-            message=cut(_words(failure)),
-            at=revisions.stamp(snapshot.now),
+            message=cut(where(failure) + failure.message),
+            at=stamp(snapshot.now),
             asked=revisions.asked(service),
         )
         return replace(found, mark=mark, failed=mark)
-    if _good(snapshot, deployment, pods):
+    if failure is None and _good(snapshot, deployment, pods):
         return replace(found, good=update.name)
     return replace(found, wrong=wrong, ask=_due(pods, snapshot), requeue_after=_wait(snapshot, pods, since))
 
@@ -199,12 +196,9 @@ def _failure(
     if wrong is not None:
         return Failure(reason=reasons.VERIFICATION_FAILED, message=wrong)
     seconds = snapshot.service.spec.rollout.progress_deadline_seconds
-    progress = _progress(deployment)
-    if progress is None:
-        return None
-    at = time_of(progress.last_update_time)
-    if progress.reason == reasons.PROGRESS_DEADLINE_EXCEEDED and (not since or not at or at > since):
-        return _first(pods, deployment) or Failure(reason=progress.reason, message=progress.message)
+    missed = missed_deadline(deployment, since)
+    if missed:
+        return _first(pods, deployment) or Failure(reason=missed.reason, message=missed.message)
     refused = _refused_since(deployment, since)
     if refused and refused + timedelta(seconds=seconds) <= snapshot.now:
         return _first((), deployment)
@@ -218,13 +212,17 @@ def _failure(
     return _first(pods, deployment) or Failure(reason=reasons.VERIFICATION_FAILED, message=lasting)
 
 
+def missed_deadline(deployment: Deployment, since: datetime | None) -> DeploymentCondition | None:
+    """What the Deployment says if it made no progress for too long; None too for what it said before `since`."""
+    progress = _progress(deployment)
+    if progress is None or progress.reason != reasons.PROGRESS_DEADLINE_EXCEEDED:
+        return None
+    at = time_of(progress.last_update_time)
+    return progress if since is None or at is None or at > since else None
+
+
 def _first(pods: tuple[Pod, ...], deployment: Deployment) -> Failure | None:
     return next(iter(failures(pods, deployment)), None)
-
-
-def _words(failure: Failure) -> str:
-    of = (("pod", failure.pod), ("container", failure.container))
-    return "".join(f"{kind} {name}: " for kind, name in of if name) + failure.message
 
 
 def _good(snapshot: Snapshot, deployment: Deployment, pods: tuple[Pod, ...]) -> bool:
@@ -333,11 +331,7 @@ def _left(snapshot: Snapshot, found: Step) -> bool:
     if found.target is None:
         return False
     label = revisions.label(found.target.name)
-    return any(
-        pod.metadata.labels.get(names.LABEL_REVISION) != label
-        for pod in snapshot.pods
-        if not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED
-    )
+    return any(pod.metadata.labels.get(names.LABEL_REVISION) != label for pod in _staying(snapshot.pods))
 
 
 def _progress(deployment: Deployment | None) -> DeploymentCondition | None:
@@ -348,14 +342,17 @@ def _progress(deployment: Deployment | None) -> DeploymentCondition | None:
 def _pods_of(snapshot: Snapshot, name: str) -> tuple[Pod, ...]:
     """The pods of the revision of that name that are there to stay, in the order of their names."""
     label = revisions.label(name)
-    found = (pod for pod in snapshot.pods if pod.metadata.labels.get(names.LABEL_REVISION) == label)
-    staying = (pod for pod in found if not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED)
-    return tuple(sorted(staying, key=lambda pod: pod.metadata.name))
+    found = (pod for pod in _staying(snapshot.pods) if pod.metadata.labels.get(names.LABEL_REVISION) == label)
+    return tuple(sorted(found, key=lambda pod: pod.metadata.name))
+
+
+def _staying(pods: Iterable[Pod]) -> Iterator[Pod]:
+    """The pods that neither have ended nor are on their way out."""
+    return (pod for pod in pods if not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED)
 
 
 def _ready_since(pod: Pod) -> datetime | None:
-    conditions = pod.status.conditions
-    found = next((item for item in conditions if item.type == "Ready" and item.status == "True"), None)
+    found = readiness(pod)
     return (time_of(found.last_transition_time) or _LONG_AGO) if found else None
 
 
@@ -384,7 +381,7 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
         return replace(found, target=update)
     if _halfway(snapshot):
         return replace(found, target=current, hold=_unproven(found), waits=True)
-    if service.spec.rollout.pre_pull and _images(update.template) - _images(current.template):
+    if service.spec.rollout.pre_pull and {*prepull.images(update.template)} - {*prepull.images(current.template)}:
         found = _pulled(snapshot, found, update, current)
         if found.target is not update:
             return found
@@ -424,12 +421,6 @@ def _known(name: str | None, update: Wanted, mine: Mapping[str, ControllerRevisi
     if name == update.name:
         return update
     return revisions.of(mine[name]) if name is not None and name in mine else None
-
-
-def _images(template: Mapping[str, Any]) -> set[str]:
-    spec = template["spec"]
-    containers = [*(spec.get("initContainers") or ()), *spec["containers"]]
-    return {container["image"] for container in containers if "image" in container}
 
 
 def _pulled(snapshot: Snapshot, found: Step, update: Wanted, current: Wanted) -> Step:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 import msgspec
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
-from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
+from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod, stamp
 from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError
@@ -178,6 +178,28 @@ class Cluster:
         assert self.writes == [], "a second look writes nothing"
         return done
 
+    async def live(
+        self, steps: Iterable[Callable[[], None]], crash_at: int | None, check: Callable[[], None] = lambda: None
+    ) -> tuple[int, int]:
+        """What others do, step by step, and what the operator makes of each; it dies at the write of that number of
+        every step, and begins anew. Returns how often it died, and the most writes of a step. check: after each.
+        """
+        crashes, most = 0, 0
+        for step in steps:
+            step()
+            self.crash_at = crash_at
+            self.writes.clear()
+            try:
+                await self.reconciler.reconcile(KEY)
+            except CrashError:
+                crashes += 1
+                self.restarted()
+            most = max(most, len(self.writes))
+            self.crash_at = None
+            await self.reconcile()
+            check()
+        return crashes, most
+
     # -- who asks pods, and what is measured
 
     def ask(self, pod: Pod) -> None:
@@ -318,7 +340,3 @@ def owned(body: Mapping[str, Any]) -> dict[str, Any]:
     """Fields owned whole, one level below the top: enough for what needs_apply looks at."""
     metadata: dict[str, Any] = {f"f:{name}": {} for name in ("labels", "annotations", "ownerReferences")}
     return {"f:metadata": metadata, "f:spec": {f"f:{name}": {} for name in body.get("spec", {})}}
-
-
-def stamp(when: datetime) -> str:
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -13,7 +13,7 @@ from tokenservice.api.environments import CondaEnvironment
 from tokenservice.kube.errors import ApiError
 
 from tests.unit.services.builders import BUILT, CONDA, IMAGE, OLDER, UID, environment
-from tests.unit.services.standin_cluster import IMAGES, INLINE, KEY, REF, Cluster, CrashError
+from tests.unit.services.standin_cluster import IMAGES, INLINE, KEY, REF, Cluster
 
 
 async def test_from_an_environment_in_the_spec_to_pods() -> None:
@@ -174,7 +174,7 @@ async def test_a_crash_between_any_two_writes_is_made_up_for(crash_at: int) -> N
     """In every step of a life: made inline, built, changed, and given up for a prebuilt image."""
 
     async def life(crash_at: int | None) -> tuple[Cluster, int]:
-        cluster, crashes = Cluster(environment=INLINE), 0
+        cluster = Cluster(environment=INLINE)
         steps: list[Callable[[], None]] = [
             lambda: None,
             lambda: cluster.built("demo", OLDER),
@@ -185,17 +185,7 @@ async def test_a_crash_between_any_two_writes_is_made_up_for(crash_at: int) -> N
             lambda: cluster.want(environment=IMAGES),
             cluster.serve,
         ]
-        for step in steps:
-            step()
-            cluster.crash_at = crash_at
-            cluster.writes.clear()
-            try:
-                await cluster.reconciler.reconcile(KEY)
-            except CrashError:
-                crashes += 1
-                cluster.restarted()
-            cluster.crash_at = None
-            await cluster.reconcile()
+        crashes, _ = await cluster.live(steps, crash_at)
         return cluster, crashes
 
     told, _ = await life(None)

@@ -10,14 +10,14 @@ import msgspec
 import pytest
 from tokenservice import protocol
 from tokenservice.api import names
-from tokenservice.api.meta import ControllerRevision
+from tokenservice.api.meta import ControllerRevision, stamp
 from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.kube.errors import ApiError
 from tokenservice.services import revisions
 from tokenservice.services.revisions import KEPT
 
 from tests.unit.services.builders import BUILT, CONDA, OLDER, UID, environment, node
-from tests.unit.services.standin_cluster import INLINE, KEY, PROGRESS, Cluster, CrashError, stamp
+from tests.unit.services.standin_cluster import INLINE, KEY, PROGRESS, Cluster
 
 OLD: dict[str, Any] = {"environment": {"image": {"reference": "old:1"}}}
 NEW: dict[str, Any] = {"environment": {"image": {"reference": "new:2"}}}
@@ -92,6 +92,20 @@ def retry(cluster: Cluster) -> None:
     known = cluster.service
     annotated = msgspec.structs.replace(known.metadata, annotations={names.ANNOTATION_RETRY: "1"})
     cluster.keep(msgspec.structs.replace(known, metadata=annotated))
+
+
+async def in_doubt(cluster: Cluster) -> None:
+    """A new pod is Ready beside the old one, and has given no token for 2 s: that holds the rollout."""
+    old = dict(cluster.objects["pods", "demo-1-0"])
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    cluster.verdict = "busy"
+    cluster.serve(replicas=2, updatedReplicas=1, readyReplicas=2, availableReplicas=1, conditions=[])
+    cluster.objects["pods", "demo-1-0"] = old
+    await cluster.reconcile()
+    cluster.now += timedelta(seconds=2)
+    await cluster.reconcile()
+    assert deployed(cluster)["spec"]["paused"] is True
 
 
 async def rolled_back() -> Cluster:
@@ -489,16 +503,7 @@ async def test_revisions_that_nobody_controls_any_more_are_adopted() -> None:
 
 async def test_a_server_that_hangs_takes_no_other_pods_place() -> None:
     cluster = await good(progressDeadlineSeconds=60)
-    old = dict(cluster.objects["pods", "demo-1-0"])
-    cluster.want(**NEW)
-    await cluster.reconcile()
-    cluster.verdict = "busy"
-    cluster.serve(replicas=2, updatedReplicas=1, readyReplicas=2, availableReplicas=1, conditions=[])
-    cluster.objects["pods", "demo-1-0"] = old
-    await cluster.reconcile()
-    cluster.now += timedelta(seconds=2)
-    await cluster.reconcile()
-    assert deployed(cluster)["spec"]["paused"] is True
+    await in_doubt(cluster)
     deployed(cluster)["status"]["conditions"] = [{**PROGRESS, "status": "Unknown", "reason": "DeploymentPaused"}]
     for _ in range(7):
         observed(cluster)
@@ -510,16 +515,7 @@ async def test_a_server_that_hangs_takes_no_other_pods_place() -> None:
 
 async def test_a_slow_first_token_holds_the_rollout_until_it_is_there() -> None:
     cluster = await good()
-    old = dict(cluster.objects["pods", "demo-1-0"])
-    cluster.want(**NEW)
-    await cluster.reconcile()
-    cluster.verdict = "busy"
-    cluster.serve(replicas=2, updatedReplicas=1, readyReplicas=2, availableReplicas=1, conditions=[])
-    cluster.objects["pods", "demo-1-0"] = old
-    await cluster.reconcile()
-    cluster.now += timedelta(seconds=2)
-    await cluster.reconcile()
-    assert deployed(cluster)["spec"]["paused"] is True
+    await in_doubt(cluster)
     cluster.verdict = "right"
     observed(cluster)
     await cluster.reconcile()
@@ -839,7 +835,7 @@ async def test_revisions_that_somebody_deletes_are_made_again_and_nothing_rolls(
 
 async def life(crash_at: int | None, fails: bool) -> tuple[Cluster, int, int]:
     """A rollout, or one with its rollback; the operator dies at the write of that number of every step."""
-    cluster, crashes, most = await good(prePull=True), 0, 0
+    cluster = await good(prePull=True)
     steps: list[Callable[[], None]] = [
         lambda: cluster.want(**NEW),
         lambda: pulled(cluster),
@@ -849,19 +845,11 @@ async def life(crash_at: int | None, fails: bool) -> tuple[Cluster, int, int]:
         lambda: pulled(cluster),
         cluster.serve,
     ]
-    for step in steps:
-        step()
-        cluster.crash_at = crash_at
-        cluster.writes.clear()
-        try:
-            await cluster.reconciler.reconcile(KEY)
-        except CrashError:
-            crashes += 1
-            cluster.restarted()
-        most = max(most, len(cluster.writes))
-        cluster.crash_at = None
-        await cluster.reconcile()
+
+    def whole() -> None:
         assert cluster.image in ("old:1", "new:2", "other:3")
+
+    crashes, most = await cluster.live(steps, crash_at, whole)
     return cluster, crashes, most
 
 
