@@ -73,10 +73,10 @@ class Client:
         eventually(lambda: self.ask(url.removesuffix("v1") + "healthz").status == 200, f"{url} leads somewhere")
         return url
 
-    def ask(self, url: str, body: Any = None, **headers: str) -> Answer:
+    def ask(self, url: str, body: Any = None, *, method: str | None = None, **headers: str) -> Answer:
         """One request: GET without a body, else POST. An underscore in a header's name stands for a hyphen."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        given = json.dumps({"body": body, "headers": {"Content-Type": "application/json", **named}})
+        given = json.dumps({"method": method, "body": body, "headers": {"Content-Type": "application/json", **named}})
         return Answer(**json.loads(self.space.kubectl(*self.command("ask", url), input=given)))
 
     @contextlib.contextmanager

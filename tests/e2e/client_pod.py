@@ -26,7 +26,8 @@ def ask(url: str) -> dict[str, object]:
     given = json.load(sys.stdin)
     connection, path = connect(url)
     body = None if given["body"] is None else json.dumps(given["body"])
-    connection.request("GET" if body is None else "POST", path, body, given["headers"])
+    method = given.get("method") or ("GET" if body is None else "POST")
+    connection.request(method, path, body, given["headers"])
     answer = connection.getresponse()
     return {"status": answer.status, "headers": dict(answer.getheaders()), "text": answer.read().decode()}
 

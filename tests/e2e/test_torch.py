@@ -13,13 +13,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import openai
 import pytest
 import yaml
 
-from tests.e2e.client import Client
+from tests.e2e.client import Answer, Client
 from tests.support.api import Api, Object
 from tests.support.cluster import ROOT, Cluster, condition, localcluster
 from tests.support.space import Space, container
@@ -44,6 +45,13 @@ def forwarded(space: Space, target: str) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()
+
+
+def kill_container(cluster: Cluster, status: Object) -> None:
+    """Sends SIGKILL to the container of that status, as the kernel does when memory is short."""
+    identity = status["containerID"].removeprefix("containerd://")
+    kill = ("ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", identity)
+    localcluster("exec", "--name", cluster.name, "--", *kill)
 
 
 @pytest.fixture(scope="module")
@@ -213,11 +221,61 @@ print(json.dumps([os.getuid(), os.getgid(), torch.cuda.is_available(), *map(writ
     assert seen[3:] == ["Read-only file system"] * 3 + [True]
 
 
+def test_a_warm_server_takes_a_model_and_keeps_it(
+    module_space: Space, tiny: Object, client: Client, cluster: Cluster
+) -> None:
+    """A pod of the service's own image, without a model, owned by nobody: no operator has a hand in what it does."""
+    token = "the-token-of-this-pod"
+    spec = module_space.there("Deployment", "tiny")["spec"]["template"]["spec"]
+    (server,) = spec["containers"]
+    server["env"] = [each for each in server["env"] if not each["name"].startswith("TOKEN_SERVER_MODEL_")]
+    warm = {"WARM": "true", "PRELOAD": "LlamaForCausalLM", "ASSIGN_TOKEN_SHA256": sha256(token.encode()).hexdigest()}
+    server["env"] += [{"name": f"TOKEN_SERVER_{name}", "value": value} for name, value in warm.items()]
+    server["volumeMounts"].append({"name": "assignment", "mountPath": "/var/run/tokenservice/assignment"})
+    spec["volumes"].append({"name": "assignment", "emptyDir": {}})
+    module_space.make("Pod", "warm", spec=spec)
+    module_space.kubectl("wait", "--for=condition=Ready", "pod/warm", "--timeout=120s")
+
+    address = module_space.there("Pod", "warm")["status"]["podIP"]
+    base = f"http://{address}:8000"
+    key = {"Authorization": f"Bearer {KEY}"}
+    asked = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
+    assert client.ask(f"{base}/v1/completions", asked, **key).json["error"]["code"] == "model_loading"
+
+    def assign(source: str, given: str = token) -> Answer:
+        document = {"service": "team/tiny", "model": {"source": source}}
+        return client.ask(f"http://{address}:8001/assignment", document, method="PUT", Authorization=f"Bearer {given}")
+
+    assert assign("file:///models/tiny", "wrong").status == 401
+    taken = assign("file:///models/tiny")
+    assert taken.status == 200, taken.text
+    stages = taken.json["stages"]
+    assert stages["total"] < stages["imports"], stages
+    words = client.ask(f"{base}/v1/completions", asked, **key).json["choices"][0]["text"]
+    assert words
+
+    before = container(module_space.there("Pod", "warm"))
+    kill_container(cluster, before)
+    pods = Timeline(module_space.api, "Pod", module_space.name)
+
+    def again(pod: Object) -> bool:
+        now = container(pod)
+        return pod["metadata"]["name"] == "warm" and now.get("restartCount", 0) > before["restartCount"]
+
+    def served_again(pod: Object) -> bool:
+        return again(pod) and bool(container(pod)["ready"])
+
+    pods.first(lambda pod: again(pod) and not container(pod)["ready"], "it is not ready while it loads", seconds=60)
+    pods.first(served_again, "it is ready again", seconds=60)
+    assert client.ask(f"{base}/v1/completions", asked, **key).json["choices"][0]["text"] == words
+    assert assign("file:///models/other").status == 409
+    assert assign("file:///models/tiny").status == 200
+    module_space.api.delete("Pod", module_space.name, "warm")
+
+
 def test_a_crash_is_told_and_mended(module_space: Space, tiny: Object, cluster: Cluster) -> None:
     before = container(module_space.pod("tiny"))
-    identity = before["containerID"].removeprefix("containerd://")
-    kill = ("ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", identity)
-    localcluster("exec", "--name", cluster.name, "--", *kill)
+    kill_container(cluster, before)
     service = module_space.says("tiny", "CrashLoopBackOff", seconds=20)
     assert "137" in service["status"]["failures"][0]["message"]
 
@@ -233,6 +291,10 @@ def test_a_deleted_pod_finishes_its_stream(module_space: Space, tiny: Object, ap
     pod = module_space.pod("tiny")
     name, base = pod["metadata"]["name"], f"http://{pod['status']['podIP']}:8000"
     pods.first(lambda seen: seen["metadata"]["name"] == name, "the pod is watched")
+
+    def gone(seen: Object) -> bool:
+        return seen["metadata"]["name"] == name and condition(seen)["status"] == "False"
+
     asked = {"model": "tiny", "prompt": "Once", "max_tokens": 2000, "stream": True, "temperature": 0}
     command = ("kubectl", "--namespace", client.space.name, *client.command("ask", f"{base}/v1/completions"))
     pipe = subprocess.PIPE
@@ -245,7 +307,7 @@ def test_a_deleted_pod_finishes_its_stream(module_space: Space, tiny: Object, ap
             lambda: "token_server_generations_in_flight 1.0" in client.ask(f"{base}/metrics").text, "the stream runs"
         )
         api.delete("Pod", module_space.name, name)
-        eventually(lambda: client.ask(f"{base}/readyz").status == 503, "it is not ready any more")
+        pods.first(gone, "it is not ready any more")
         answer = json.loads(stream.communicate(timeout=90)[0])
     assert answer["text"].endswith("data: [DONE]\n\n")
     assert answer["text"].count("data: ") > 1000

@@ -1,4 +1,5 @@
-"""The contract between the operator and token_server: port, paths, variables. Tested from both sides.
+"""The contract between the operator and token_server: ports, paths, variables, what an assignment is. Tested from both
+sides; assignment.schema.json is its JSON Schema.
 
 docs/token-server.md tells people who bring their own image what a container has to do.
 """
@@ -11,6 +12,10 @@ MODULE = "token_server.main"
 PORT = 8000
 PORT_NAME = "http"
 
+ASSIGN_PORT = 8001
+ASSIGN_PORT_NAME = "assign"
+"""Where a warm server, and no other, takes its assignment. In no Service."""
+
 HEALTHZ = "/healthz"
 """200 as soon as the process listens, which is before the model is loaded."""
 READYZ = "/readyz"
@@ -18,10 +23,14 @@ READYZ = "/readyz"
 VERIFYZ = "/verifyz"
 """200 once the server has generated a token for itself, the way a request's are; asked without an API key."""
 METRICS = "/metrics"
+ASSIGNMENT = "/assignment"
+"""At ASSIGN_PORT: PUT with the pod's token gives a warm server its model, and is answered when that serves."""
 
 MODEL_MOUNT = "/var/run/tokenservice/model"
 API_KEYS_MOUNT = "/var/run/tokenservice/api-keys"
 CACHE_MOUNT = "/var/cache/tokenservice"
+ASSIGNMENT_MOUNT = "/var/run/tokenservice/assignment"
+"""Of an emptyDir: a container that restarts finds its assignment there."""
 
 DRAIN_DELAY_SECONDS = 5
 """After SIGTERM requests are still accepted for so long, since endpoints lag behind the pod."""
@@ -37,6 +46,9 @@ VAR_TRUST_REMOTE_CODE = "TOKEN_SERVER_TRUST_REMOTE_CODE"
 VAR_API_KEYS_DIR = "TOKEN_SERVER_API_KEYS_DIR"
 VAR_GRACE_SECONDS = "TOKEN_SERVER_GRACE_SECONDS"
 VAR_DRAIN_DELAY_SECONDS = "TOKEN_SERVER_DRAIN_DELAY_SECONDS"
+VAR_WARM = "TOKEN_SERVER_WARM"
+VAR_PRELOAD = "TOKEN_SERVER_PRELOAD"
+VAR_ASSIGN_TOKEN_SHA256 = "TOKEN_SERVER_ASSIGN_TOKEN_SHA256"  # noqa: S105 - the name of a variable
 VAR_HF_TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a variable
 VAR_HF_HOME = "HF_HOME"
 

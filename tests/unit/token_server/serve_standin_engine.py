@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from token_server.engine import Engine, FinishReason, Message, OnToken, Sampling
-from token_server.loading import check_folder
+from token_server.engines import Engines
+from token_server.loading import LoadError, check_folder
 from token_server.main import main
 from token_server.settings import Settings
 
@@ -38,6 +39,14 @@ class CountingEngine:
         return "length"
 
 
+def prepare(settings: Settings, stage: Callable[[str, float], None]) -> None:
+    if "NeverWarm" in settings.preload:
+        threading.Event().wait()
+    if "NoSuchModel" in settings.preload:
+        raise LoadError("TOKEN_SERVER_PRELOAD: no such architecture")
+    stage("prepare", 0.0)
+
+
 def load(settings: Settings, stage: Callable[[str, float], None]) -> Engine:
     check_folder(settings)
     if settings.model_path == "never/loads":
@@ -49,4 +58,4 @@ def load(settings: Settings, stage: Callable[[str, float], None]) -> Engine:
 
 
 if __name__ == "__main__":
-    main(load=load)
+    main(engines=Engines(prepare, load))

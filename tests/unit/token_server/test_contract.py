@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import httpx
+from token_server import handover
 from token_server.settings import PREFIX, Settings
 from tokenservice import protocol
 
@@ -21,6 +22,9 @@ def test_every_variable_of_the_operator_is_a_setting() -> None:
 
 def test_the_defaults_agree() -> None:
     assert DEFAULTS["port"] == protocol.PORT
+    assert DEFAULTS["assign_port"] == protocol.ASSIGN_PORT
+    assert str(DEFAULTS["assignment_file"]).rsplit("/", 1)[0] == protocol.ASSIGNMENT_MOUNT
+    assert handover.PATH == protocol.ASSIGNMENT
     assert DEFAULTS["grace_seconds"] == protocol.GRACE_SECONDS
     assert DEFAULTS["drain_delay_seconds"] == protocol.DRAIN_DELAY_SECONDS
 

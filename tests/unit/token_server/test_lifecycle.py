@@ -18,6 +18,8 @@ SECONDS = st.floats(0, 10_000)
         (Phase.SERVING, 4, 5, DrainPlan(2, 2)),
         (Phase.SERVING, 1, 5, DrainPlan(0, 0)),
         (Phase.LOADING, 90, 5, DrainPlan(0, 88)),
+        (Phase.WARM, 90, 5, DrainPlan(0, 88)),
+        (Phase.ASSIGNED, 90, 5, DrainPlan(0, 88)),
     ],
 )
 def test_how_long_a_drain_takes(phase: Phase, grace: float, delay: float, plan: DrainPlan) -> None:
@@ -38,6 +40,30 @@ def test_readiness_follows_the_phase() -> None:
     assert lifecycle.serve()
     assert lifecycle.readiness() == (200, {"status": "ready"})
     assert lifecycle.drain() is Phase.SERVING
+    assert lifecycle.readiness() == (503, {"reason": "draining"})
+
+
+def test_a_warm_server_is_ready_all_along() -> None:
+    lifecycle = Lifecycle()
+    assert not lifecycle.assign(), "not warm yet"
+    assert lifecycle.warm()
+    assert lifecycle.readiness() == (200, {"status": "warm"})
+    assert not lifecycle.serve(), "there is no model"
+    assert lifecycle.assign()
+    assert lifecycle.readiness() == (200, {"status": "assigned"})
+    assert not lifecycle.assign()
+    assert not lifecycle.warm()
+    assert lifecycle.serve()
+    assert lifecycle.readiness() == (200, {"status": "ready"})
+    assert not lifecycle.assign()
+
+
+@pytest.mark.parametrize("steps", [[], ["warm"], ["warm", "assign"], ["serve"]])
+def test_nothing_comes_after_draining(steps: list[str]) -> None:
+    lifecycle = Lifecycle()
+    assert all(getattr(lifecycle, step)() for step in steps)
+    lifecycle.drain()
+    assert not any(getattr(lifecycle, step)() for step in ("warm", "assign", "serve"))
     assert lifecycle.readiness() == (503, {"reason": "draining"})
 
 

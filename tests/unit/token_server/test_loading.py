@@ -107,3 +107,12 @@ def test_folders_are_checked_first(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     check_folder(Settings(model_source=f"file://{tmp_path}"))
     check_folder(HUB)
+
+
+def test_what_was_being_done_is_said() -> None:
+    assert explain(HUB, MemoryError(), doing="generate with").startswith(
+        "cannot generate with model hf://org/name: out"
+    )
+    assert explain(Settings(warm=True), ImportError("No module named 'torch'")) == (
+        "cannot become warm: a Python package is missing in the environment: No module named 'torch'"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 REAL = [str(HERE / "serve_standin_engine.py")]
 STAND_IN = [str(HERE.parents[1] / "e2e/standin_server/standin.py"), "--token-interval", "0.05"]
+TOKEN = "the-token-of-this-pod"
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "one two", "stream": True, "max_tokens": 30}
 Start = Callable[..., "Process"]
 both = pytest.mark.parametrize("program", [REAL, STAND_IN], ids=["token_server", "stand-in"])
@@ -212,6 +215,135 @@ def test_a_port_in_use(start: Start, program: list[str]) -> None:
         code, _, err = process.end()
     assert code == 1
     assert "TOKEN_SERVER_PORT" in err.splitlines()[-1]
+
+
+class Warm:
+    """A warm server's process; `again` is its container's next start, with the same emptyDir."""
+
+    def __init__(self, start: Start, folder: Path) -> None:
+        self._start = start
+        self._folder = folder
+        self.again()
+
+    def again(self, **variables: str) -> Process:
+        self.assign_port = free_port()
+        self.process = self._start(
+            REAL,
+            TOKEN_SERVER_WARM="true",
+            TOKEN_SERVER_MODEL_SOURCE="",
+            TOKEN_SERVER_MODEL_NAME="",
+            TOKEN_SERVER_ASSIGN_TOKEN_SHA256=hashlib.sha256(TOKEN.encode()).hexdigest(),
+            TOKEN_SERVER_ASSIGN_PORT=str(self.assign_port),
+            TOKEN_SERVER_ASSIGNMENT_FILE=str(self._folder / "assignment.json"),
+            **variables,
+        )
+        return self.process
+
+    def put(self, source: str, **options: Any) -> httpx.Response:
+        document = {"service": "team/chat", "model": {"source": source, "name": "tiny"}, **options}
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return httpx.put(f"http://127.0.0.1:{self.assign_port}/assignment", json=document, headers=headers, timeout=20)
+
+    def phase(self) -> str:
+        answer = self.process.get("/healthz")
+        return str(answer.json()["phase"]) if answer else ""
+
+    def tokens(self) -> httpx.Response:
+        return httpx.post(f"{self.process.base}/v1/completions", json={**BODY, "stream": False, "max_tokens": 2})
+
+
+@pytest.fixture
+def warm(start: Start, tmp_path: Path) -> Warm:
+    return Warm(start, tmp_path)
+
+
+def test_a_warm_server_serves_what_it_is_given(warm: Warm) -> None:
+    process = warm.process
+    process.ready()
+    assert warm.phase() == "warm"
+    for refused in (warm.tokens(), process.get("/verifyz"), process.get("/v1/models")):
+        assert refused is not None
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
+    answer = warm.put("hf://org/tiny", args=["--max-queue=0", "--max-concurrency=1"])
+    report = answer.json()
+    assert (answer.status_code, report["status"], report["model"]) == (200, "serving", "tiny")
+    assert report["stages"]["warmup"] >= 0.05, "a token takes so long"
+    assert {"prepare", "total"} <= set(report["stages"])
+    assert warm.tokens().json()["choices"][0]["text"] == " token1 token2"
+    assert warm.put("hf://org/tiny", args=["--max-queue=0", "--max-concurrency=1"]).json() == report
+    assert warm.put("hf://org/other").status_code == 409
+    with httpx.stream("POST", f"{process.base}/v1/completions", json=BODY, timeout=20) as running:
+        lines = running.iter_lines()  # kept: without it the stream would be closed
+        next(lines)
+        assert warm.tokens().status_code == 429, "the assignment's arguments count"
+    process.terminate()
+    code, out, _ = process.end()
+    assert code == 0
+    assert TOKEN not in out
+
+
+def test_a_container_that_restarts_serves_again_by_itself(warm: Warm) -> None:
+    warm.process.ready()
+    assert warm.put("hf://org/tiny").status_code == 200
+    warm.process.popen.kill()
+    warm.process.end()
+    warm.again().listening()
+    readiness = [warm.process.get("/readyz")]
+    while readiness[-1] is None or readiness[-1].status_code != 200:
+        readiness.append(warm.process.get("/readyz"))
+    assert {answer.json().get("reason") for answer in readiness[:-1] if answer} <= {"loading"}
+    assert readiness[-1].json() == {"status": "ready"}
+    assert warm.tokens().status_code == 200
+    assert warm.put("hf://org/tiny").status_code == 200, "the operator may ask again"
+
+
+def test_a_model_that_cannot_be_loaded_is_told_and_ends_the_process(warm: Warm) -> None:
+    line = "cannot load model file:///no/such: not found: there is no folder /no/such in this container"
+    warm.process.ready()
+    answer = warm.put("file:///no/such")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (500, line)
+    code, _, err = warm.process.end()
+    assert (code, err.splitlines()[-1]) == (1, line)
+    code, _, err = warm.again().end()
+    assert (code, err.splitlines()[-1]) == (1, line), "like any other pod with such a model"
+
+
+def test_a_signal_while_the_model_loads(warm: Warm) -> None:
+    warm.process.ready()
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(warm.put, "hf://never/loads")
+        warm.process.wait_until(lambda: warm.phase() == "assigned")
+        ready = warm.process.get("/readyz")
+        assert ready is not None
+        assert ready.status_code == 200
+        assert warm.tokens().status_code == 503
+        warm.process.terminate()
+        assert asking.result().json()["error"]["code"] == "server_stopping"
+    code, _, _ = warm.process.end()
+    assert code == 0
+
+
+def test_a_server_that_cannot_become_warm(start: Start, tmp_path: Path) -> None:
+    process = Warm(start, tmp_path).again(TOKEN_SERVER_PRELOAD="NoSuchModel")
+    code, _, err = process.end()
+    assert (code, err.splitlines()[-1]) == (1, "TOKEN_SERVER_PRELOAD: no such architecture")
+
+
+def test_not_ready_until_it_is_warm(start: Start, tmp_path: Path) -> None:
+    warm = Warm(start, tmp_path)
+    process = warm.again(TOKEN_SERVER_PRELOAD="NeverWarm")
+    process.listening()
+    answer = process.get("/readyz")
+    assert answer is not None
+    assert (answer.status_code, answer.json()) == (503, {"reason": "loading"})
+    assert warm.put("hf://org/tiny").json()["error"]["code"] == "not_warm"
+
+
+def test_an_assignment_that_cannot_be_read(warm: Warm, tmp_path: Path) -> None:
+    (tmp_path / "assignment.json").write_text("{")
+    code, _, err = warm.again().end()
+    assert code == 1
+    assert "delete the pod" in err.splitlines()[-1]
 
 
 def test_a_loader_that_breaks_ends_the_process(start: Start) -> None:

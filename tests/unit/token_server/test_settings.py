@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from token_server.settings import HELP, Settings, SettingsError, default_name, read_settings
 
+WARM = {"TOKEN_SERVER_WARM": "true", "TOKEN_SERVER_ASSIGN_TOKEN_SHA256": "0" * 64}
 SOURCE = {"TOKEN_SERVER_MODEL_SOURCE": "hf://org/name"}
 
 
@@ -62,6 +63,10 @@ def test_what_the_operator_sets() -> None:
         (["--tensor-parallel-size", "2"], SOURCE, ["--tensor-parallel-size", "--help"]),
         (["--por", "1"], SOURCE, ["--por"]),
         (["serve"], SOURCE, ["serve"]),
+        (["--warm"], {}, ["TOKEN_SERVER_ASSIGN_TOKEN_SHA256"]),
+        (["--warm"], {**SOURCE, **WARM}, ["--warm", "name none"]),
+        ([], {**WARM, "TOKEN_SERVER_ASSIGN_TOKEN_SHA256": "abc"}, ["TOKEN_SERVER_ASSIGN_TOKEN_SHA256", "SHA-256"]),
+        ([], {**WARM, "TOKEN_SERVER_PRELOAD": "LlamaForCausalLM,os.path"}, ["TOKEN_SERVER_PRELOAD", "'os.path'"]),
     ],
 )
 def test_mistakes_are_named(argv: list[str], environ: dict[str, str], words: list[str]) -> None:
@@ -83,6 +88,13 @@ def test_mistakes_are_named(argv: list[str], environ: dict[str, str], words: lis
 )
 def test_foreign_code_runs_only_if_stated(argv: list[str], value: bool) -> None:
     assert read_settings(argv, SOURCE).trust_remote_code is value
+
+
+def test_a_warm_server_has_no_model() -> None:
+    settings = read_settings([], {**WARM, "TOKEN_SERVER_PRELOAD": " LlamaForCausalLM, ,GPT2LMHeadModel "})
+    assert (settings.warm, settings.model_source, settings.model_name) == (True, "", "")
+    assert settings.preload == ("LlamaForCausalLM", "GPT2LMHeadModel")
+    assert settings.assign_port == 8001
 
 
 def test_an_empty_variable_counts_as_not_given() -> None:

@@ -46,10 +46,16 @@ class Service:
         self._loaded: Optional[tuple[Engine, Generator]] = None
         self._verified = SingleFlight(self._one_token)
         metrics.watch_queue(lambda: self._limiter.waiting, lambda: self._limiter.running)
-        metrics.ready.set_function(lambda: float(lifecycle.phase is Phase.SERVING))
+        metrics.ready.set_function(lambda: float(lifecycle.readiness()[0] == 200))
 
-    def serve(self, engine: Engine) -> bool:
-        """From now on requests are answered; False if the server is ending already."""
+    def serve(self, engine: Engine, settings: Optional[Settings] = None) -> bool:
+        """From now on requests are answered; False if the server is ending already.
+
+        `settings` are those of a model that came later than the server.
+        """
+        if settings is not None:
+            self.settings = settings
+            self._limiter = Limiter(settings.max_concurrency, settings.max_queue)
         self._loaded = (engine, Generator(engine, self._limiter, self.metrics, self.settings.max_concurrency))
         return self.lifecycle.serve()
 

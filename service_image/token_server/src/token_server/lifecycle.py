@@ -1,4 +1,7 @@
-"""loading -> serving -> draining: what each state means for probes, how long a drain takes. Decides, does nothing."""
+"""loading -> serving -> draining, or loading -> warm -> assigned -> serving -> draining for a server without a model.
+
+What each state means for probes, how long a drain takes. Decides, does nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ RESERVE_SECONDS = 2.0
 
 
 class Phase(str, Enum):  # noqa: UP042 - StrEnum came with Python 3.11
-    LOADING = "loading"
+    LOADING = "loading"  # imports, and the model if there is one already
+    WARM = "warm"  # ready for a model
+    ASSIGNED = "assigned"  # loads the model it was given
     SERVING = "serving"
     DRAINING = "draining"
 
@@ -26,14 +31,14 @@ class DrainPlan:
 
 
 def drain_plan(phase: Phase, grace_s: float, delay_s: float) -> DrainPlan:
-    """The plan at SIGTERM. Endpoints lag behind /readyz, hence the delay; a pod that never was ready had no traffic.
+    """The plan at SIGTERM. Endpoints lag behind /readyz, hence the delay; a pod that never served had no traffic.
 
     The delay never takes more than the grace period leaves.
     """
     finish = max(0.0, grace_s - RESERVE_SECONDS)
-    if phase is Phase.LOADING:
-        return DrainPlan(0.0, finish)
-    return DrainPlan(min(delay_s, finish), finish)
+    if phase is Phase.SERVING:
+        return DrainPlan(min(delay_s, finish), finish)
+    return DrainPlan(0.0, finish)
 
 
 class Lifecycle:
@@ -47,12 +52,23 @@ class Lifecycle:
     def phase(self) -> Phase:
         return self._phase
 
+    def warm(self) -> bool:
+        """All is prepared for a model. False if the pod drains already."""
+        return self._pass(Phase.WARM, Phase.LOADING)
+
+    def assign(self) -> bool:
+        """A model was given. False if that cannot be: not yet, no more, or not again."""
+        return self._pass(Phase.ASSIGNED, Phase.WARM)
+
     def serve(self) -> bool:
         """The model is loaded. False if the pod drains already: it must not turn ready again."""
+        return self._pass(Phase.SERVING, Phase.LOADING, Phase.ASSIGNED)
+
+    def _pass(self, to: Phase, *sources: Phase) -> bool:
         with self._lock:
-            if self._phase is not Phase.LOADING:
+            if self._phase not in sources:
                 return False
-            self._phase = Phase.SERVING
+            self._phase = to
             return True
 
     def drain(self) -> Optional[Phase]:
@@ -64,7 +80,12 @@ class Lifecycle:
             return before
 
     def readiness(self) -> tuple[int, dict[str, str]]:
-        """Status and body of /readyz."""
-        if self._phase is Phase.SERVING:
-            return 200, {"status": "ready"}
-        return 503, {"reason": self._phase.value}
+        """Status and body of /readyz.
+
+        A warm server is ready for a model, and stays so while it loads one: the operator, not a probe's period, puts it
+        into its Service. After a restart it is loading like any other.
+        """
+        phase = self._phase
+        if phase in (Phase.WARM, Phase.ASSIGNED, Phase.SERVING):
+            return 200, {"status": "ready" if phase is Phase.SERVING else phase.value}
+        return 503, {"reason": phase.value}

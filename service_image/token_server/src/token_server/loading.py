@@ -105,10 +105,18 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         at = at.__cause__ or at.__context__
 
 
-def explain(settings: Settings, error: BaseException, *, transformers: str = "", hf_token: Optional[str] = None) -> str:
+def explain(
+    settings: Settings,
+    error: BaseException,
+    *,
+    transformers: str = "",
+    hf_token: Optional[str] = None,
+    doing: str = "load",
+) -> str:
     """One line for the operator and its users; never with a token in it."""
     if isinstance(error, LoadError):
         return str(error)
+    aim = f"{doing} model {settings.model_source}" if settings.model_source else "become warm"
     errors = list(chain(error))
     names = {cls.__name__ for each in errors for cls in type(each).__mro__}
     text = "\n".join(str(each) for each in errors)
@@ -123,11 +131,11 @@ def explain(settings: Settings, error: BaseException, *, transformers: str = "",
     # The types say it for sure; their texts name several causes at once ("private or gated repo").
     for kinds, _, cause in CAUSES:
         if kinds & names:
-            return _line(settings, cause.format(**words), hf_token)
+            return _line(aim, cause.format(**words), hf_token)
     for _, pattern, cause in CAUSES:
         if re.search(pattern, text):
-            return _line(settings, cause.format(**words), hf_token)
-    return _line(settings, f"{type(error).__name__}: {words['detail']}", hf_token)
+            return _line(aim, cause.format(**words), hf_token)
+    return _line(aim, f"{type(error).__name__}: {words['detail']}", hf_token)
 
 
 def first_line(error: BaseException) -> str:
@@ -136,5 +144,5 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + "…"
 
 
-def _line(settings: Settings, cause: str, hf_token: Optional[str]) -> str:
-    return redact(" ".join(f"cannot load model {settings.model_source}: {cause}".split()), hf_token)
+def _line(aim: str, cause: str, hf_token: Optional[str]) -> str:
+    return redact(" ".join(f"cannot {aim}: {cause}".split()), hf_token)

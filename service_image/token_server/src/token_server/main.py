@@ -1,4 +1,4 @@
-"""`token-server`: listens at once, loads the model in a thread, ends well on SIGTERM."""
+"""`token-server`: listens at once, loads the model (now, or when given one) in a thread, ends well on SIGTERM."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from typing import Any, Callable, Iterator, Optional
 import uvicorn
 
 from token_server.app import Service, make_app
-from token_server.engine import Engine
-from token_server.lifecycle import Lifecycle, drain_plan
-from token_server.loading import LoadError, check_folder, explain
+from token_server.assignment import sync
+from token_server.engines import TRANSFORMERS, Engines, warm_up
+from token_server.handover import Handover
+from token_server.handover import make_app as make_assignment_app
+from token_server.lifecycle import Lifecycle, Phase, drain_plan
+from token_server.loading import LoadError
 from token_server.log import log
 from token_server.metrics import Metrics
 from token_server.settings import Settings, SettingsError, read_settings
@@ -28,7 +31,7 @@ TERMINATION_LOG = Path("/dev/termination-log")
 KEEP_ALIVE_SECONDS = 65  # longer than the idle time of most proxies, so that they close first
 PROGRESS_SECONDS = 10.0  # between log lines while the model loads
 ABORT_SECONDS = 1.0  # for the error events of answers cut off by the end of the grace period
-Load = Callable[[Settings, Callable[[str, float], None]], Engine]
+TELL_SECONDS = 0.5  # for the answer to an assignment that failed, before the process ends
 
 
 def fail(message: str, code: int = 1) -> None:
@@ -68,42 +71,11 @@ class Server(uvicorn.Server):
         yield
 
 
-def load_transformers(settings: Settings, stage: Callable[[str, float], None]) -> Engine:
-    """Imports torch and transformers, then loads the model. Raises LoadError with one clear line."""
-    version = ""
-    try:
-        check_folder(settings)
-        began = time.perf_counter()
-        import transformers
-
-        from token_server import transformers_engine
-
-        version = transformers.__version__
-        with suppress(AttributeError):
-            transformers.utils.logging.disable_progress_bar()
-        imported = time.perf_counter()
-        stage("imports", imported - began)
-        engine = transformers_engine.load(settings)
-        stage("weights", time.perf_counter() - imported)
-    except Exception as error:
-        token = os.environ.get("HF_TOKEN")
-        raise LoadError(explain(settings, error, transformers=version, hf_token=token)) from error
-    return engine
-
-
-class Run:
-    """One life of the process: start, load, serve, drain."""
-
-    def __init__(self, settings: Settings, load: Load) -> None:
-        self.settings = settings
-        self.lifecycle = Lifecycle()
-        self.metrics = Metrics()
-        self.service = Service(settings, self.lifecycle, self.metrics)
-        self._load = load
-        self._began = time.perf_counter()
-        self._loaded = threading.Event()
-        config = uvicorn.Config(
-            make_app(self.service),
+def serving(app: Any) -> Server:
+    """A server of `app`, without logs of its own."""
+    return Server(
+        uvicorn.Config(
+            app,
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -111,46 +83,90 @@ class Run:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
-        self._server = Server(config)
+    )
+
+
+class Run:
+    """One life of the process: start, load or wait for a model to load, serve, drain."""
+
+    def __init__(self, settings: Settings, engines: Engines) -> None:
+        self.settings = settings
+        self.lifecycle = Lifecycle()
+        self.metrics = Metrics()
+        self.service = Service(settings, self.lifecycle, self.metrics)
+        self._engines = engines
+        self._stages: dict[str, float] = {}
+        self._handover: Optional[Handover] = None
+        self._servers = [serving(make_app(self.service))]
         self._drain: Optional[asyncio.Task[None]] = None
 
-    def load(self) -> None:
-        """The loading thread."""
-        try:
-            engine = self._load(self.settings, self._stage)
-        except LoadError as error:
-            fail(str(error))
-            return
-        except BaseException as error:  # noqa: BLE001 - a thread that dies silently would leave the pod loading forever
-            fail(f"cannot load model {self.settings.model_source}: {type(error).__name__}")
-            return
+    def _thread(self, work: Callable[[Settings, float], None], settings: Settings) -> None:
+        """Runs `work`, which loads something, and meanwhile says that it does."""
+        began, done = time.perf_counter(), threading.Event()
+
+        def run() -> None:
+            try:
+                work(settings, began)
+            except LoadError as error:
+                self._failed(str(error))
+            except BaseException as error:  # noqa: BLE001 - a thread that dies silently would leave the pod loading
+                what = f"load model {settings.model_source}" if settings.model_source else "become warm"
+                self._failed(f"cannot {what}: {type(error).__name__}")
+            finally:
+                done.set()
+
+        threading.Thread(target=run, name="load", daemon=True).start()
+        threading.Thread(target=progress, args=(settings, began, done), name="progress", daemon=True).start()
+
+    def _load(self, settings: Settings, began: float) -> None:
+        engine = self._engines.load(settings, self._stage)
+        warm_up(settings, engine, self._stage)
+        if self.lifecycle.phase is not Phase.ASSIGNED:  # told already, when it became warm
+            self.metrics.describe_environment()
+        self._stage("total", time.perf_counter() - began)
+        if self.service.serve(engine, settings):
+            log("serving", model=settings.model_name, start_s=self._stages["total"], context=engine.context_length)
+            if self._handover:
+                self._handover.done({"status": "serving", "model": settings.model_name, "stages": self._stages})
+                with suppress(OSError):
+                    sync(Path(settings.assignment_file))  # 0.2 s on a busy disk, for which nobody should wait
+
+    def _prepare(self, settings: Settings, began: float) -> None:
+        self._engines.prepare(settings, self._stage)
         self.metrics.describe_environment()
-        self._loaded.set()
-        seconds = time.perf_counter() - self._began
-        self.metrics.stages.labels("total").set(seconds)
-        if self.service.serve(engine):
-            log("serving", model=self.settings.model_name, start_s=round(seconds, 3), context=engine.context_length)
+        if self.lifecycle.warm():
+            log("warm", start_s=round(time.perf_counter() - began, 3))
+
+    def _failed(self, message: str) -> None:
+        if self._handover:
+            self._handover.failed(message)
+            threading.Event().wait(TELL_SECONDS)
+        fail(message)
 
     def _stage(self, name: str, seconds: float) -> None:
+        self._stages[name] = round(seconds, 3)
         self.metrics.stages.labels(name).set(seconds)
-        log("start stage done", stage=name, duration_s=round(seconds, 3))
+        if name != "total":
+            log("start stage done", stage=name, duration_s=self._stages[name])
 
-    def progress(self) -> None:
-        """Says every 10 s that loading goes on, and of a model on the hub how much has been downloaded."""
-        while not self._loaded.wait(PROGRESS_SECONDS):
-            told: dict[str, Any] = {"duration_s": round(time.perf_counter() - self._began)}
-            if self.settings.scheme == "hf":
-                told["downloaded_mib"] = folder_size(os.environ.get("HF_HOME", "")) // (1024 * 1024)
-            log("loading", **told)
-
-    async def serve(self, listening: socket.socket) -> None:
-        """Serves until a signal has drained everything."""
+    async def serve(self, listening: socket.socket, assigning: Optional[socket.socket] = None) -> None:
+        """Serves until a signal has drained everything; a warm server takes its assignment at the second socket."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        threading.Thread(target=self.load, name="load", daemon=True).start()
-        threading.Thread(target=self.progress, name="progress", daemon=True).start()
-        await self._server.serve(sockets=[listening])
+        if assigning is None:
+            self._thread(self._load, self.settings)
+            await self._servers[0].serve(sockets=[listening])
+            return
+        self._handover = Handover(self.settings, self.lifecycle, lambda settings: self._thread(self._load, settings))
+        self._servers.append(serving(make_assignment_app(self._handover, self.settings.assign_token_sha256)))
+        try:
+            given = self._handover.resume()
+        except ValueError as error:
+            fail(str(error))
+            return
+        self._thread(self._load if given else self._prepare, given or self.settings)
+        await asyncio.gather(self._servers[0].serve(sockets=[listening]), self._servers[1].serve(sockets=[assigning]))
 
     def _on_signal(self, number: int) -> None:
         before = self.lifecycle.drain()
@@ -158,15 +174,27 @@ class Run:
             os._exit(128 + number)  # asked twice: at once
         plan = drain_plan(before, self.settings.grace_seconds, self.settings.drain_delay_seconds)
         log("draining", signal=signal.Signals(number).name, accept_s=plan.accept_s, finish_s=plan.finish_s)
+        if self._handover:
+            self._handover.stop()
         self._drain = asyncio.ensure_future(self._drained(plan.accept_s, plan.finish_s))
 
     async def _drained(self, accept: float, finish: float) -> None:
         await asyncio.sleep(accept)
         # uvicorn closes the listening socket and idle connections, and waits for the others.
-        self._server.config.timeout_graceful_shutdown = max(1, round(finish - accept + ABORT_SECONDS))
-        self._server.should_exit = True
+        for server in self._servers:
+            server.config.timeout_graceful_shutdown = max(1, round(finish - accept + ABORT_SECONDS))
+            server.should_exit = True
         await asyncio.sleep(finish - accept)
         self.service.abort()
+
+
+def progress(settings: Settings, began: float, done: threading.Event) -> None:
+    """Says every 10 s that loading goes on, and of a model on the hub how much has been downloaded."""
+    while not done.wait(PROGRESS_SECONDS):
+        told: dict[str, Any] = {"duration_s": round(time.perf_counter() - began)}
+        if settings.scheme == "hf":
+            told["downloaded_mib"] = folder_size(os.environ.get("HF_HOME", "")) // (1024 * 1024)
+        log("loading", **told)
 
 
 def folder_size(path: str) -> int:
@@ -186,7 +214,7 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def main(argv: Optional[Sequence[str]] = None, load: Load = load_transformers) -> None:
+def main(argv: Optional[Sequence[str]] = None, engines: Engines = TRANSFORMERS) -> None:
     """Entry point; ends the process: 0 after a drain, 1 no model or port, 2 wrong settings, 128+N a second signal N."""
     try:
         settings = read_settings(sys.argv[1:] if argv is None else argv, os.environ)
@@ -194,19 +222,26 @@ def main(argv: Optional[Sequence[str]] = None, load: Load = load_transformers) -
         fail(f"token-server: {error}", 2)
         return
     prepare_environment()
-    run = Run(settings, load)
+    run = Run(settings, engines)
     if run.service.keys and not run.service.keys.any():
         # Serving would mean to refuse everybody. The kubelet mounts the Secret's keys before the next start.
         folder = settings.api_keys_dir
         fail(f"no API key in {folder}: the Secret of spec.api.keySecretRef does not exist or is empty")
         return
-    try:
-        listening = listen(settings.host, settings.port)
-    except OSError as error:
-        fail(f"cannot listen on port {settings.port} (TOKEN_SERVER_PORT): {os.strerror(error.errno or 0)}")
-        return
-    log("listening", port=settings.port, model=settings.model_name, source=settings.model_source)
-    asyncio.run(run.serve(listening))
+    ports: dict[str, Any] = {"port": settings.port}
+    if settings.warm:
+        ports["assign_port"] = settings.assign_port
+    sockets = []
+    for name, port in ports.items():
+        try:
+            sockets.append(listen(settings.host, port))
+        except OSError as error:
+            variable = f"TOKEN_SERVER_{name.upper()}"
+            fail(f"cannot listen on port {port} ({variable}): {os.strerror(error.errno or 0)}")
+            return
+    model = {} if settings.warm else {"model": settings.model_name, "source": settings.model_source}
+    log("listening", **ports, **model)
+    asyncio.run(run.serve(*sockets))
     log("ended")
     os._exit(0)  # the loading thread and cut-off generations must not hold the process
 

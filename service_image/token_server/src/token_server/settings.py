@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn, Optional
@@ -22,7 +23,7 @@ class SettingsError(ValueError):
 class Settings:
     """Times in seconds. Field NAME is flag --name and variable TOKEN_SERVER_NAME."""
 
-    model_source: str  # hf://org/name or file:///path
+    model_source: str = ""  # hf://org/name or file:///path; empty for a warm server that has none yet
     model_revision: Optional[str] = None  # branch, tag or commit on the hub
     model_name: str = ""  # what /v1/models says and requests name
     trust_remote_code: bool = False
@@ -36,6 +37,11 @@ class Settings:
     max_context: Optional[int] = None  # tokens; default: what the model's configuration says
     dtype: str = "auto"
     device: str = "auto"
+    warm: bool = False  # started without a model, to be given one at `assign_port`
+    preload: tuple[str, ...] = ()  # architectures, as config.json names them, whose classes a warm server imports
+    assign_port: int = 8001
+    assign_token_sha256: str = ""  # of the token that a warm server's assignment must come with; hexadecimal
+    assignment_file: str = "/var/run/tokenservice/assignment/assignment.json"
 
     @property
     def scheme(self) -> str:
@@ -95,6 +101,20 @@ def _source(text: str) -> str:
     return f"{scheme}://{path.rstrip('/')}"
 
 
+def _architectures(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if not name.isidentifier():
+            raise SettingsError(f"{name!r} is not the name of an architecture, such as LlamaForCausalLM")
+    return names
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise SettingsError("is not a SHA-256 in hexadecimal digits")
+    return text
+
+
 READERS: Mapping[str, Callable[[str], Any]] = {
     "model_source": _source,
     "trust_remote_code": _truth,
@@ -106,6 +126,10 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "max_context": _whole(1, 100_000_000),
     "dtype": _one_of(DTYPES),
     "device": _one_of(DEVICES),
+    "warm": _truth,
+    "preload": _architectures,
+    "assign_port": _whole(1, 65535),
+    "assign_token_sha256": _sha256,
 }
 HELP: Mapping[str, str] = {
     "model_source": "hf://org/name or file:///path",
@@ -122,7 +146,26 @@ HELP: Mapping[str, str] = {
     "max_context": "tokens of prompt and answer together (default: the model's)",
     "dtype": f"{', '.join(DTYPES)} (default: auto, as saved)",
     "device": f"{', '.join(DEVICES)} (default: auto, cuda where there is one)",
+    "warm": "true starts without a model and waits for an assignment (default: false)",
+    "preload": "architectures whose classes a warm server imports, as in LlamaForCausalLM,MistralForCausalLM",
+    "assign_port": "TCP port at which a warm server takes its assignment (default: 8001)",
+    "assign_token_sha256": "SHA-256 of the token that an assignment must come with",
+    "assignment_file": "where a warm server keeps its assignment, for when its container restarts",
 }
+SWITCHES = ("trust_remote_code", "warm")
+# What a warm server has settled when it starts, and no assignment can change.
+SETTLED = (
+    "host",
+    "port",
+    "api_keys_dir",
+    "grace_seconds",
+    "drain_delay_seconds",
+    "warm",
+    "preload",
+    "assign_port",
+    "assign_token_sha256",
+    "assignment_file",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for field in dataclasses.fields(Settings):
         flag = "--" + field.name.replace("_", "-")
-        if field.name == "trust_remote_code":
+        if field.name in SWITCHES:
             made.add_argument(flag, nargs="?", const="true", help=HELP[field.name], metavar="BOOL")
         else:
             made.add_argument(flag, help=HELP[field.name], metavar="X")
@@ -148,26 +191,37 @@ def parser() -> argparse.ArgumentParser:
 
 def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Flags over variables over defaults; an empty value counts as not given. Raises SettingsError."""
-    flags = vars(parser().parse_args(list(argv)))
-    values: dict[str, Any] = {}
+    values = read_flags(argv)
     for field in dataclasses.fields(Settings):
-        flag, variable = "--" + field.name.replace("_", "-"), PREFIX + field.name.upper()
-        if flags[field.name]:
-            place, text = flag, flags[field.name]
-        elif environ.get(variable):
-            place, text = variable, environ[variable]
-        else:
-            continue
-        try:
-            values[field.name] = READERS.get(field.name, str)(text)
-        except SettingsError as error:
-            raise SettingsError(f"{place}: {error}") from None
+        variable = PREFIX + field.name.upper()
+        if field.name not in values and environ.get(variable):
+            values[field.name] = read(field.name, environ[variable], variable)
+    if values.get("warm"):
+        if "model_source" in values:
+            raise SettingsError("TOKEN_SERVER_WARM (or --warm): a warm server is given its model later; name none")
+        if "assign_token_sha256" not in values:
+            raise SettingsError("no TOKEN_SERVER_ASSIGN_TOKEN_SHA256: a warm server must know whom to believe")
+        return Settings(**values)
     if "model_source" not in values:
         raise SettingsError(
             "no model: set TOKEN_SERVER_MODEL_SOURCE (or --model-source) to hf://org/name or file:///path"
         )
     values.setdefault("model_name", default_name(values["model_source"]))
     return Settings(**values)
+
+
+def read_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """The settings that flags give, by field. Raises SettingsError."""
+    flags = vars(parser().parse_args(list(argv)))
+    return {name: read(name, text, "--" + name.replace("_", "-")) for name, text in flags.items() if text}
+
+
+def read(field: str, text: str, place: str) -> Any:
+    """The value of a field. Raises SettingsError, which begins with `place`: the flag, variable or key it stands in."""
+    try:
+        return READERS.get(field, str)(text)
+    except SettingsError as error:
+        raise SettingsError(f"{place}: {error}") from None
 
 
 def default_name(source: str) -> str:

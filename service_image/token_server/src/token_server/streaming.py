@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable
-from typing import Any, Callable, MutableMapping, TypeVar
+from typing import Any, Callable, MutableMapping, Optional, TypeVar
 
 from starlette.responses import Response
 
@@ -40,8 +40,9 @@ def frame(data: Any) -> bytes:
     return b"data: " + text + b"\n\n"
 
 
-async def read_json(receive: Receive) -> Any:
+async def read_json(receive: Receive, most_bytes: Optional[int] = None) -> Any:
     """The request's body as JSON. Raises ApiError (400, 413) and ClientGoneError."""
+    most_bytes = most_bytes or MOST_BODY_BYTES
     parts, size = [], 0
     while True:
         message = await receive()
@@ -49,9 +50,8 @@ async def read_json(receive: Receive) -> Any:
             raise ClientGoneError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MOST_BODY_BYTES:
-            limit = MOST_BODY_BYTES // (1024 * 1024)
-            raise ApiError(413, f"The body is larger than {limit} MiB.", code="request_too_large")
+        if size > most_bytes:
+            raise ApiError(413, f"The body is larger than {most_bytes // 1024} KiB.", code="request_too_large")
         if not message.get("more_body", False):
             break
     try:

@@ -6,16 +6,22 @@ Works with transformers 4.35 to 5 and torch 2. Imported in the loading thread on
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib.util
 import os
+import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional
 
+import tokenizers
 import torch
 import transformers
 
 from token_server.engine import FinishReason, Message, OnToken, PromptError, Sampling
-from token_server.loading import LoadError
+from token_server.loading import LoadError, first_line
+from token_server.log import log
 from token_server.sampling import Choice, Sampler
 from token_server.settings import Settings
 
@@ -172,6 +178,44 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
+def prepare(settings: Settings) -> None:
+    """What a start costs before it is known which model comes: classes, and a rehearsal. Raises LoadError.
+
+    The rehearsal loads a model of a few hundred weights and generates with it on the device, the way a real one will:
+    it imports what transformers imports late, and opens the allocator or the CUDA context.
+    """
+    for name in settings.preload:
+        if not hasattr(transformers, name):
+            version = f"transformers {transformers.__version__}"
+            raise LoadError(f"TOKEN_SERVER_PRELOAD: {version} has no {name}: use a newer one, or take it out")
+    pick_device(settings.device)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _rehearse(dataclasses.replace(settings, model_source=f"file://{folder}"), Path(folder))
+    except Exception as error:  # noqa: BLE001 - a rehearsal makes things faster, it does not make them possible
+        log("the rehearsal failed: the first model will load more slowly", level="warning", error=first_line(error))
+
+
+def _rehearse(settings: Settings, folder: Path) -> None:
+    words = {"<s>": 0, "</s>": 1, "Hello": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<s>"))  # noqa: S106 - no secret
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)  # noqa: S106
+    config = transformers.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    engine = load(settings)
+    engine.generate(engine.encode("Hello"), Sampling(max_tokens=2, temperature=0.0), lambda _: True)
+
+
 def load(settings: Settings) -> TransformersEngine:
     """Loads configuration, tokenizer and weights; raises what transformers raises (loading.explain reads it)."""
     device = pick_device(settings.device)
@@ -185,6 +229,8 @@ def load(settings: Settings) -> TransformersEngine:
     tokenizer = transformers.AutoTokenizer.from_pretrained(place, **common)
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     common[dtype_argument()] = dtype
+    if device != "cpu" and importlib.util.find_spec("accelerate"):
+        common["device_map"] = {"": device}  # straight there; else by way of the container's memory
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         place, config=config, output_loading_info=True, **common
     )
