@@ -293,7 +293,7 @@ def test_a_deleted_pod_finishes_its_stream(module_space: Space, tiny: Object, ap
     pods.first(lambda seen: seen["metadata"]["name"] == name, "the pod is watched")
 
     def gone(seen: Object) -> bool:
-        return seen["metadata"]["name"] == name and condition(seen)["status"] == "False"
+        return seen["metadata"]["name"] == name and condition(seen).get("status") == "False"
 
     asked = {"model": "tiny", "prompt": "Once", "max_tokens": 2000, "stream": True, "temperature": 0}
     command = ("kubectl", "--namespace", client.space.name, *client.command("ask", f"{base}/v1/completions"))
