@@ -16,9 +16,9 @@ from tokenservice.api.meta import Condition, ObjectMeta
 from tokenservice.api.v1alpha1 import TokenService
 from tokenservice.kube.apply import with_hash
 from tokenservice.kube.status import status_patch
+from tokenservice.pods.schema import PodSchema
 from tokenservice.services import environment, render, revisions, rollout
 from tokenservice.services.plan import CHILDREN, plan
-from tokenservice.services.podschema import PodSchema
 from tokenservice.services.snapshot import Snapshot
 
 from bench.cluster import BenchError

@@ -23,6 +23,7 @@ from tokenservice.kube.events import EventRecorder
 from tokenservice.kube.informer import HasMetadata, Informer
 from tokenservice.kube.namespaced import Namespaced
 from tokenservice.options import Options
+from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -40,7 +41,6 @@ from tokenservice.services.controller import (
     Reconciler,
 )
 from tokenservice.services.failures import pod_failures, readiness
-from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.store import Key, Store, decode, read
 from tokenservice.services.verify import Asker
 from tokenservice.watch import Kind

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.services.builders import children, pod_schema, service
+from tests.unit.pods.builders import pod_schema
+from tests.unit.services.builders import children, service
 from tools.localcluster import build, paths
 
 BASE: dict[str, Any] = children(

@@ -19,13 +19,14 @@ from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
+from tokenservice.pods.manifests import Manifest
+from tokenservice.pods.schema import InvalidTemplateError
+from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 from tokenservice.services import environment, render, revisions, rollout
 from tokenservice.services.plan import RETRY_REFUSED_SECONDS, Apply, Child, Plan, plan, pull_events, wanted
-from tokenservice.services.podschema import InvalidTemplateError
 from tokenservice.services.rollout import Step
-from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.snapshot import Refusal, Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
 from tokenservice.services.verify import Answer
@@ -141,12 +142,12 @@ class _Memo:
     retry: str
     runs_in: tuple[str, str | None] | None
     """Image, and the environment in it."""
-    environment: render.Manifest | None
+    environment: Manifest | None
     children: render.Children | Refusal
     since: datetime
     environment_refusal: Refusal | None = None
     environment_since: datetime | None = None
-    composed: tuple[object, render.Manifest] | None = None
+    composed: tuple[object, Manifest] | None = None
     """The Deployment with the template of a revision, and which."""
     unpullable: dict[str, str] = field(default_factory=dict)
     """Nodes for which no pod could be made that brings images there, and why."""
@@ -262,9 +263,7 @@ class Reconciler:
         snapshot = replace(snapshot, children=_composed(memo, found))
         return snapshot, found, plan(snapshot, _changes(snapshot, memo, found), found)
 
-    def _surroundings(
-        self, service: TokenService, wanted: render.Manifest | None, refusal: Refusal | None
-    ) -> Surroundings:
+    def _surroundings(self, service: TokenService, wanted: Manifest | None, refusal: Refusal | None) -> Surroundings:
         namespace = service.metadata.namespace
         return environment.surroundings(
             service,
@@ -384,7 +383,7 @@ class Reconciler:
                 self._metrics.rolled_back()
         return bool(found.adopt) or found.again is not None or found.mark is not None
 
-    async def _patch_revision(self, key: Key, name: str, patch: render.Manifest) -> None:
+    async def _patch_revision(self, key: Key, name: str, patch: Manifest) -> None:
         body = await self._client.patch(REVISIONS, key[0], name, patch)
         self._caches.revisions.observe(self._caches.revisions.decode(body))
 

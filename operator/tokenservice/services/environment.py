@@ -10,7 +10,7 @@ from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import Condition, ObjectMeta
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.kube.apply import owned_fields
-from tokenservice.services.render import Manifest
+from tokenservice.pods.manifests import Manifest
 from tokenservice.services.snapshot import Refusal, Surroundings
 
 

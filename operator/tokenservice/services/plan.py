@@ -13,6 +13,7 @@ from tokenservice.api.jobs import MESSAGE_BYTES
 from tokenservice.api.meta import Condition, Deployment, Object
 from tokenservice.api.names import LABEL_SERVICE
 from tokenservice.api.v1alpha1 import TokenServiceStatus
+from tokenservice.pods.manifests import Manifest
 from tokenservice.services import environment, render
 from tokenservice.services.failures import failures
 from tokenservice.services.policies import Facts, conditions
@@ -59,7 +60,7 @@ class Apply:
     """
 
     child: Child
-    manifest: render.Manifest
+    manifest: Manifest
     why: str
     force: bool
 
@@ -116,7 +117,7 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step) -> Plan:
     )
 
 
-def wanted(snapshot: Snapshot, child: Child, step: Step) -> render.Manifest | None:
+def wanted(snapshot: Snapshot, child: Child, step: Step) -> Manifest | None:
     """The child as it should be; None if there should be none, or a refusal stands in its place."""
     if child == "environment":
         return snapshot.surroundings.wanted
@@ -124,7 +125,7 @@ def wanted(snapshot: Snapshot, child: Child, step: Step) -> render.Manifest | No
         return step.create
     if isinstance(snapshot.children, Refusal):
         return None
-    manifest: render.Manifest | None = getattr(snapshot.children, child)
+    manifest: Manifest | None = getattr(snapshot.children, child)
     return manifest
 
 

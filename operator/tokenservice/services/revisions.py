@@ -20,8 +20,7 @@ from tokenservice.api import names
 from tokenservice.api.meta import ControllerRevision, stamp, time_of
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.kube.apply import with_hash
-
-Manifest = dict[str, Any]
+from tokenservice.pods.manifests import Manifest
 
 KEPT = 10
 """How many revisions are kept, as Deployments do; those in use are kept beyond that."""

@@ -22,11 +22,11 @@ from tokenservice.api.v1alpha1 import Failure
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
 from tokenservice.nodes.prepull import Pulls
+from tokenservice.pods.manifests import Manifest
 from tokenservice.protocol import VERIFYZ
 from tokenservice.services import amounts, revisions
 from tokenservice.services.environment import ours, verdict
 from tokenservice.services.failures import failures, readiness, where
-from tokenservice.services.render import Manifest
 from tokenservice.services.revisions import STABLE_SECONDS, Failed, Wanted
 from tokenservice.services.snapshot import Refusal, Snapshot
 from tokenservice.services.verify import Answer, restarts

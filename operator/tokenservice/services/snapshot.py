@@ -10,7 +10,8 @@ from typing import Literal
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
-from tokenservice.services.render import Children, Manifest
+from tokenservice.pods.manifests import Manifest
+from tokenservice.services.render import Children
 from tokenservice.services.verify import Answer
 
 

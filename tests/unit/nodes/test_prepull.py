@@ -18,7 +18,8 @@ from tokenservice.nodes import prepull
 from tokenservice.nodes.prepull import PARALLEL, Pulls, choose, labels, pulls
 from tokenservice.services import revisions
 
-from tests.unit.services.builders import NOW, UID, children, node, pod, pod_schema, revision, service
+from tests.unit.pods.builders import pod_schema
+from tests.unit.services.builders import NOW, UID, children, node, pod, revision, service
 
 SECONDS = 600
 GIB = 1024**3

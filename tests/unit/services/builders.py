@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,9 +16,10 @@ from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
 from tokenservice.services import environment as environments
 from tokenservice.services import plan as plans
 from tokenservice.services import render, revisions, rollout
-from tokenservice.services.podschema import PodSchema
 from tokenservice.services.snapshot import Refusal, Snapshot, Surroundings
 from tokenservice.services.verify import Answer
+
+from tests.unit.pods.builders import pod_schema
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
@@ -29,12 +27,6 @@ IMAGE = "registry.example.com/serving:1"
 BUILT = "localhost:30500/environments@sha256:" + "1" * 64
 OLDER = "localhost:30500/environments@sha256:" + "0" * 64
 CONDA: dict[str, Any] = {"channels": ["conda-forge"], "dependencies": ["python=3.11", {"pip": ["fastapi==0.95"]}]}
-
-
-@cache
-def pod_schema() -> PodSchema:
-    """The schema of kube-apiserver 1.37.2."""
-    return PodSchema.from_openapi(json.loads(Path(__file__).with_name("podschema-1.37.json").read_text()))
 
 
 def service(

@@ -14,13 +14,14 @@ from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
+from tokenservice.pods.source import SchemaSource
 from tokenservice.services.controller import PULLS, Caches, Reconciler
-from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.store import Store
 from tokenservice.services.verify import Answer, restarts
 
 from tests.support.merge_patch import merge_patch
-from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, pod_schema, service
+from tests.unit.pods.builders import pod_schema
+from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, service
 
 KEY = ("team", "demo")
 REF: dict[str, Any] = {"ref": {"name": "nlp"}}

@@ -12,12 +12,13 @@ from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Object, Pod
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.events import EventRecorder
+from tokenservice.pods.source import SchemaSource
 from tokenservice.services.controller import Caches, Reconciler
-from tokenservice.services.schemas import SchemaSource
 from tokenservice.services.store import Store
 from tokenservice.services.verify import Answer
 
-from tests.unit.services.builders import pod_schema, service
+from tests.unit.pods.builders import pod_schema
+from tests.unit.services.builders import service
 
 KEY = ("team", "demo")
 

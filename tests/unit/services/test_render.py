@@ -6,9 +6,6 @@ TOKENSERVICE_UPDATE_GOLDEN=1 writes the golden files anew; read their diff.
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,9 @@ from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.v1alpha1 import Model, TokenService
 from tokenservice.environments.spec import canonical
+from tokenservice.pods.reserved import RESERVED_LABELS
+from tokenservice.pods.schema import InvalidTemplateError
 from tokenservice.services import render
-from tokenservice.services.podschema import InvalidTemplateError
 
 from tests.unit.services.builders import BUILT, CONDA, IMAGE, UID, children, environment, service
 
@@ -144,20 +142,6 @@ def test_where_the_model_is(source: str, told: str, name: str) -> None:
     assert claims == ([{"claimName": wanted, "readOnly": True}] if source.startswith("pvc://") else [])
 
 
-@pytest.mark.parametrize(("spec", "seconds"), [(None, 90), ({}, 90), ({"terminationGracePeriodSeconds": 300}, 300)])
-def test_the_server_learns_its_grace_period(spec: dict[str, Any] | None, seconds: int) -> None:
-    tokenservice = service(template=None if spec is None else {"spec": spec})
-    pod_spec = pod_template(tokenservice)["spec"]
-    assert pod_spec["terminationGracePeriodSeconds"] == seconds
-    assert env(tokenservice)["TOKEN_SERVER_GRACE_SECONDS"] == str(seconds)
-
-
-def test_without_a_grace_period_the_server_learns_kubernetes_default() -> None:
-    tokenservice = service(template={"spec": {"terminationGracePeriodSeconds": None}})
-    assert "terminationGracePeriodSeconds" not in pod_template(tokenservice)["spec"]
-    assert env(tokenservice)["TOKEN_SERVER_GRACE_SECONDS"] == "30"
-
-
 def test_a_token_is_a_reference_and_never_a_value() -> None:
     [token] = [item for item in server(service(**FULL))["env"] if item["name"] == "HF_TOKEN"]
     assert token == {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "hf-token"}}}
@@ -171,7 +155,8 @@ def test_a_variable_of_the_templates_replaces_what_was_there() -> None:
 
 
 def test_every_variable_is_one_of_the_protocol() -> None:
-    known = {value for name, value in vars(protocol).items() if name.startswith("VAR_")}
+    warm = {protocol.VAR_WARM, protocol.VAR_PRELOAD, protocol.VAR_ASSIGN_TOKEN_SHA256}
+    known = {value for name, value in vars(protocol).items() if name.startswith("VAR_")} - warm
     given = set(env(service(**{**FULL, "template": None})))
     assert given == known | {"HOME"}
 
@@ -188,35 +173,6 @@ def test_without_an_image_there_is_no_deployment_and_the_template_is_checked_all
 def test_an_image_of_the_operators_differs_from_a_prebuilt_one_in_its_reference_alone() -> None:
     built = server(service(environment={"ref": {"name": "nlp"}}), environment("nlp"))
     assert built == {**server(service()), "image": BUILT}
-
-
-@pytest.mark.parametrize(
-    ("conda_env", "folder"),
-    [
-        ("token_nlp", "/opt/conda/envs/token_nlp"),
-        ("base", "/opt/conda"),
-        ("/srv/envs/code", "/srv/envs/code"),
-        ("/srv/envs/code/", "/srv/envs/code"),
-    ],
-)
-def test_one_of_several_environments_is_run_by_its_own_interpreter(conda_env: str, folder: str) -> None:
-    tokenservice = service(environment={"image": {"reference": IMAGE, "condaEnv": conda_env}})
-    assert server(tokenservice)["command"] == [f"{folder}/bin/python", "-m", "token_server.main"]
-    told = env(tokenservice)
-    assert told["PATH"].split(":")[0] == f"{folder}/bin"
-    assert (told["CONDA_PREFIX"], told["CONDA_DEFAULT_ENV"]) == (folder, conda_env)
-    assert env(service()).items() <= told.items()
-    own = {"name": "server", "command": ["my-server"]}
-    overridden = msgspec.structs.replace(tokenservice.spec, template={"spec": {"containers": [own]}})
-    assert server(msgspec.structs.replace(tokenservice, spec=overridden))["command"] == ["my-server"]
-
-
-def test_the_module_that_is_run_is_token_servers() -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(protocol.VARIABLE_PREFIX)}
-    command = [sys.executable, "-m", protocol.MODULE]
-    ended = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("token-server: ")
 
 
 @given(
@@ -247,59 +203,6 @@ def test_the_examples_environment_is_one() -> None:
     assert canonical(made["spec"]).document["channels"] == ["conda-forge"]
 
 
-def in_server(**fields: Any) -> dict[str, Any]:
-    return {"spec": {"containers": [{"name": "server", **fields}]}}
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "name": ({"metadata": {"name": "x"}}, "metadata.name: only labels and annotations"),
-    "namespace": ({"metadata": {"namespace": "x"}}, "metadata.namespace: only labels"),
-    "finalizers": ({"metadata": {"finalizers": ["a/b"]}}, "metadata.finalizers: only labels"),
-    **{
-        label: ({"metadata": {"labels": {label: value}}}, rf"metadata.labels[{label}]: belongs to the operator")
-        for label, value in zip(sorted(render.RESERVED_LABELS), ["x", None, "y", "z", None, "v", "w"], strict=True)
-    },
-    "no labels": ({"metadata": {"labels": None}}, "metadata.labels: is empty"),
-    "labels replaced": ({"metadata": {"labels": {"$patch": "replace"}}}, "metadata.labels.$patch"),
-    "metadata replaced": ({"metadata": {"$patch": "replace"}}, "metadata.$patch"),
-    "spec replaced": ({"spec": {"$patch": "replace"}}, "spec.$patch"),
-    "all replaced": ({"$patch": "delete"}, "$patch: works on parts"),
-    "no spec": ({"spec": None}, "spec: is empty"),
-    "no metadata": ({"metadata": None}, "metadata: is empty"),
-    "no containers": ({"spec": {"containers": None}}, "spec.containers: is empty"),
-    "containers replaced": (
-        {"spec": {"containers": [{"$patch": "replace"}, {"name": "x"}]}},
-        "spec.containers[0].$patch: replacing the list",
-    ),
-    "server removed": (in_server(**{"$patch": "delete"}), "containers[0].$patch: the container that serves"),
-    "image": (in_server(image="x"), "containers[0].image: set spec.environment.image.reference"),
-    "no image": (in_server(image=None), "containers[0].image: set spec.environment.image.reference"),
-    "args": (in_server(args=["x"]), "containers[0].args: set spec.engine.args"),
-    "no env": (in_server(env=None), "containers[0].env: is empty"),
-    "env replaced": (in_server(env=[{"$patch": "replace"}]), "containers[0].env: has entries of the operator"),
-    "mounts replaced": (in_server(volumeMounts=[{"$patch": "replace"}]), "volumeMounts: has entries of the operator"),
-    "no ports": (in_server(ports=None), "containers[0].ports: is empty"),
-    "variable": (in_server(env=[{"name": "A"}, {"name": "TOKEN_SERVER_PORT", "value": "1"}]), "env[1].name: TOKEN_SER"),
-    "variable removed": (in_server(env=[{"name": "TOKEN_SERVER_PORT", "$patch": "delete"}]), "env[0].name: TOKEN_SER"),
-    "port": (in_server(ports=[{"containerPort": 8000}]), "ports[0]: port 8000 (http) is the server's"),
-    "port's name": (in_server(ports=[{"containerPort": 9, "name": "http"}]), "ports[0]: port 8000 (http)"),
-    "unknown field": (in_server(resource={}), "containers[0].resource: unknown field; did you mean resources?"),
-}
-
-
-@pytest.mark.parametrize(("template", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused(template: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidTemplateError, match=rf"^spec\.template\.(.*\.)?{re.escape(message)}"):
-        children(service(template=template))
-
-
-@pytest.mark.parametrize("name", ["proxy", "sidecar"])
-def test_other_containers_are_the_users(name: str) -> None:
-    other = {"name": name, "image": "x", "args": ["y"], "ports": [{"containerPort": 9, "name": "http"}]}
-    made = pod_template(service(template={"spec": {"containers": [other]}}))
-    assert [item["name"] for item in made["spec"]["containers"]] == ["server", name]
-
-
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     args=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=2000), max_size=3),
@@ -310,9 +213,7 @@ def test_every_text_reaches_the_pod_as_it_stands(text: str, args: list[str]) -> 
     assert server(tokenservice).get("args", []) == args
 
 
-labels = st.dictionaries(
-    st.sampled_from(["team", "a/b", *render.RESERVED_LABELS]), st.none() | st.just("x"), max_size=3
-)
+labels = st.dictionaries(st.sampled_from(["team", "a/b", *RESERVED_LABELS]), st.none() | st.just("x"), max_size=3)
 templates = st.fixed_dictionaries(
     {},
     optional={

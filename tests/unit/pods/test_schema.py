@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenservice.services import render
-from tokenservice.services.podschema import POD_TEMPLATE, PREFIX, InvalidTemplateError, PodSchema
+from tokenservice.pods.reserved import check_reserved
+from tokenservice.pods.schema import POD_TEMPLATE, PREFIX, InvalidTemplateError, PodSchema
 
-from tests.unit.services.builders import children, pod_schema, service
+from tests.unit.pods.builders import pod_schema, rendered
 
 SCHEMA = pod_schema()
 
@@ -425,7 +425,7 @@ def templates(draw: st.DrawFn, schema: dict[str, Any] | None = None, depth: int 
     return draw(st.sampled_from(own.get("enum") or choices[own.get("type", "string")]))
 
 
-DESIRED = children(service()).deployment["spec"]["template"]
+DESIRED = rendered()
 
 
 def clean(value: Any) -> bool:
@@ -440,7 +440,7 @@ def clean(value: Any) -> bool:
 def test_a_template_is_refused_in_words_or_merged(template: Any) -> None:
     try:
         SCHEMA.check(template)
-        render.check_reserved(template or {})
+        check_reserved(template or {})
     except InvalidTemplateError as error:
         assert str(error).startswith("spec.template")  # noqa: PT017 - which templates are refused is tested above
         return

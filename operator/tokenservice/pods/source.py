@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from tokenservice.kube.client import Client
-from tokenservice.services.podschema import PodSchema
+from tokenservice.pods.schema import PodSchema
 
 PATH = "/openapi/v3/apis/apps/v1"
 STALE_SECONDS = 600.0
