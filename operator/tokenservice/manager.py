@@ -34,6 +34,9 @@ T = TypeVar("T", bound=HasMetadata)
 RETRY_SECONDS = 5.0
 """Between two looks at what the operator cannot start without, such as the CRD."""
 
+KEY_BYTES = 32
+"""That the key of tokens has at least."""
+
 ANEW_SECONDS = 1.0
 """Between the end of the watch and a new beginning."""
 
@@ -54,7 +57,22 @@ def run(options: Options) -> int:
     except InvalidJobTemplateError as error:
         log.error("the Jobs' template cannot be used", error=str(error))  # noqa: TRY400 - says all
         return 1
-    return asyncio.run(_Manager(options, connection, template).run())
+    try:
+        key = _token_key(options.token_key_file)
+    except (OSError, ValueError) as error:
+        log.error("the key of tokens cannot be used", file=options.token_key_file, error=str(error))  # noqa: TRY400 - says all
+        return 1
+    return asyncio.run(_Manager(options, connection, template, key).run())
+
+
+def _token_key(path: str) -> bytes:
+    """Raises OSError, or ValueError for a key that is too short."""
+    if not path:
+        return secrets.token_bytes(KEY_BYTES)
+    key = Path(path).read_bytes().rstrip(b"\r\n")
+    if len(key) < KEY_BYTES:
+        raise ValueError(f"it has {len(key)} bytes and must have {KEY_BYTES} at least")
+    return key
 
 
 class _Page(msgspec.Struct):
@@ -62,10 +80,11 @@ class _Page(msgspec.Struct):
 
 
 class _Manager:
-    def __init__(self, options: Options, connection: Connection, template: Manifest | None) -> None:
+    def __init__(self, options: Options, connection: Connection, template: Manifest | None, key: bytes) -> None:
         self._options = options
         self._connection = connection
         self._template = template
+        self._key = key
         self._metrics = Metrics()
         self._stop = asyncio.Event()
         """Set when the process was told to stop."""
@@ -137,7 +156,7 @@ class _Manager:
         recorder = EventRecorder(
             client, instance=self._options.pod_name, size=10_000, on_dropped=self._metrics.event_dropped
         )
-        parts = Parts(self._options, self._metrics, client, recorder, template=self._template)
+        parts = Parts(self._options, self._metrics, client, recorder, template=self._template, key=self._key)
         async with contextlib.aclosing(parts), asyncio.TaskGroup() as group:
             group.create_task(recorder.run())
             for informer in parts.informers:

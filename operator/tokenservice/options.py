@@ -77,6 +77,11 @@ class Options:
         "", "file with the manifest of the Jobs that lock and build environments; none: environments are off"
     )
     job_namespace: str = _option("", "namespace of those Jobs; by default that of the Lease", parse=_namespace)
+    token_key_file: str = _option(
+        "",
+        "file with the key that the tokens of warm pods are made with, 32 bytes or more; none: another one in each "
+        "process, and pools are filled anew when it ends",
+    )
     collect_images: bool = _option(
         False,
         "true: Jobs delete images and locks that no environment of this cluster names; not for a registry "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -11,6 +12,7 @@ import msgspec
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
+from tokenservice.api.pools import WarmPool
 from tokenservice.environments import controller as environments
 from tokenservice.environments import jobs
 from tokenservice.environments.attempts import Job
@@ -22,8 +24,12 @@ from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
 from tokenservice.kube.informer import HasMetadata, Informer
 from tokenservice.kube.namespaced import Namespaced
+from tokenservice.nodes.fit import unfit
 from tokenservice.options import Options
+from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
+from tokenservice.pools import controller as pools
+from tokenservice.pools.controller import POOL, WARMPOOLS
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -40,7 +46,6 @@ from tokenservice.services.controller import (
     Caches,
     Reconciler,
 )
-from tokenservice.services.failures import pod_failures, readiness
 from tokenservice.services.store import Key, Store, decode, read
 from tokenservice.services.verify import Asker
 from tokenservice.watch import Kind
@@ -48,11 +53,22 @@ from tokenservice.watch import Kind
 T = TypeVar("T", bound=HasMetadata)
 
 
+POOL_SECONDS = 0.05
+"""For so long a pool waits for more of its pods to change: in a burst many do, and a look takes milliseconds."""
+
+
 class Parts:
     """Stores, caches, queues and controllers of one reign, each tied to the others."""
 
     def __init__(
-        self, options: Options, metrics: Metrics, client: Client, recorder: EventRecorder, *, template: Manifest | None
+        self,
+        options: Options,
+        metrics: Metrics,
+        client: Client,
+        recorder: EventRecorder,
+        *,
+        template: Manifest | None,
+        key: bytes,
     ) -> None:
         self.schemas = SchemaSource(client)
         self._options = options
@@ -67,6 +83,7 @@ class Parts:
         self._environment_queue: KeyedQueue[Key] = KeyedQueue(
             "condaenvironment", metrics=metrics.queue("condaenvironment")
         )
+        self._pool_queue: KeyedQueue[Key] = KeyedQueue("warmpool", metrics=metrics.queue("warmpool"))
         metrics.services.set_function(lambda: len(self.services))
         for ready in ("True", "False"):
             metrics.environments.labels(ready).set_function(lambda ready=ready: _count(self.environments, ready))
@@ -76,12 +93,14 @@ class Parts:
             self._informer(
                 CONDAENVIRONMENTS, CondaEnvironment, self.environment_told, None, selector=None, namespace=namespace
             )
+        self._pools = Namespaced(options.namespaces, self._pool_informer)
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
-        caches = self._caches()
+        caches, nodes = self._caches(), self._nodes()
+        pools_in = lambda namespace, name: self._pools.by_index(f"{namespace}/{name}")  # noqa: E731
         services = Reconciler(
             client,
             self.services,
-            Caches(**caches, environments=self.environments, nodes=self._nodes()),
+            Caches(**caches, environments=self.environments, nodes=nodes, pools=pools_in),
             self.schemas,
             recorder,
             asker=self._asker,
@@ -92,7 +111,7 @@ class Parts:
         collection = environments.Collection(
             self.services,
             complete=lambda: not self._unreadable,
-            more=lambda: map(revisions.image, caches["revisions"].all()),
+            more=lambda: (*map(revisions.image, caches["revisions"].all()), *map(_pool_image, self._pools.all())),
         )
         cenvs = environments.Reconciler(
             client,
@@ -105,9 +124,19 @@ class Parts:
             keep_images=options.keep_images,
             now=_now,
         )
+        warm = pools.Reconciler(
+            client,
+            pools.Caches(self._pools, caches["pods"], self.environments, nodes),
+            self.schemas,
+            recorder,
+            key=key,
+            now=_now,
+            nonce=lambda: secrets.token_hex(8),
+        )
         self.controllers = (
             self._controller("tokenservice", self._queue, services.reconcile),
             self._controller("condaenvironment", self._environment_queue, cenvs.reconcile),
+            self._controller("warmpool", self._pool_queue, warm.reconcile),
         )
 
     async def aclose(self) -> None:
@@ -121,6 +150,8 @@ class Parts:
         for environment in self.environments:
             self._environment_queue.add((environment.metadata.namespace, environment.metadata.name))
         self._environment_queue.add(HOUSEKEEPING)
+        for pool in self._pools.all():
+            self._pool_queue.add((pool.metadata.namespace, pool.metadata.name))
 
     def _controller(
         self, name: str, queue: KeyedQueue[Key], reconcile: Callable[[Key], Awaitable[Result]]
@@ -167,6 +198,8 @@ class Parts:
             self._queue.add(user)
         if names.LABEL_SERVICE in metadata.labels:
             self._queue.add(owner_key(metadata))
+        for pool in self._pools.by_index(f"{key[0]}/{key[1]}"):
+            self._pool_queue.add((key[0], pool.metadata.name))
 
     # -- what the informers tell
 
@@ -176,11 +209,29 @@ class Parts:
         for key in {owner_key(item.metadata) for item in (old, new) if item}:
             self._queue.add(key)
 
+    def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
+        if old and new and same(old, new):
+            return
+        metadata = cast(WarmPool, new or old).metadata
+        self._pool_queue.add((metadata.namespace, metadata.name))
+
+    def _node_changed(self, old: Node | None, new: Node | None) -> None:
+        """Cordoned, lost or back: pods that wait there count as warm no more, or again."""
+        if (unfit(old) if old else "gone") != (unfit(new) if new else "gone"):
+            for pool in self._pools.all():
+                self._pool_queue.add_after((pool.metadata.namespace, pool.metadata.name), POOL_SECONDS)
+
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new is None:
             self._asker.forget(old.metadata.uid)
-        if (_matters(old) if old else None) != (_matters(new) if new else None):
-            self._child_changed(old, new)
+        if (_matters(old) if old else None) == (_matters(new) if new else None):
+            return
+        for item in (old, new):
+            pool = item.metadata.labels.get(names.LABEL_POOL) if item else None
+            if item and pool:
+                self._pool_queue.add_after((item.metadata.namespace, pool), POOL_SECONDS)
+            elif item:
+                self._queue.add(owner_key(item.metadata))
 
     def _job_changed(self, old: HasMetadata | None, new: HasMetadata | None) -> None:
         """Of a Job or of one of its pods."""
@@ -202,7 +253,7 @@ class Parts:
     def _nodes(self) -> Callable[[], Iterable[Node]]:
         if self._options.namespaces:  # whoever looks after namespaces alone may not see nodes
             return tuple
-        return self._informer(NODES, Node, lambda _old, _new: None, None, selector=None, namespace=None).all
+        return self._informer(NODES, Node, self._node_changed, None, selector=None, namespace=None).all
 
     def _job_caches(self, *, enabled: bool) -> jobs.Caches:
         if not enabled:
@@ -222,6 +273,12 @@ class Parts:
             )
 
         return Namespaced(self._options.namespaces, make)
+
+    def _pool_informer(self, namespace: str | None) -> Informer[WarmPool]:
+        # Not watched by kopf, for the same reason as CondaEnvironments.
+        return self._informer(
+            WARMPOOLS, WarmPool, self._pool_changed, _environment_of, selector=None, namespace=namespace
+        )
 
     def _informer(
         self,
@@ -254,8 +311,10 @@ def _now() -> datetime:
 
 
 def _service_of(item: HasMetadata) -> str:
-    """The key of the index by TokenService."""
+    """The key of the index by TokenService, or by WarmPool."""
     labels = item.metadata.labels
+    if names.LABEL_POOL in labels:
+        return f"{item.metadata.namespace}/{labels[names.LABEL_POOL]}{POOL}"
     if names.LABEL_PRE_PULL in labels:
         return f"{item.metadata.namespace}/{labels[names.LABEL_PRE_PULL]}{PULLS}"
     return f"{item.metadata.namespace}/{labels.get(names.LABEL_SERVICE, '')}"
@@ -265,7 +324,21 @@ def _matters(pod: Pod) -> object:
     """What of a pod leads to another plan: counts come from the Deployment."""
     if names.LABEL_PRE_PULL in pod.metadata.labels:
         return pod.status, pod.metadata.deletion_timestamp
-    return pod_failures(pod), readiness(pod) is not None, pod.status.pod_ip
+    found = pod_failures(pod), readiness(pod) is not None, pod.status.pod_ip
+    if names.LABEL_POOL in pod.metadata.labels:
+        return *found, pod.status.phase, pod.metadata.deletion_timestamp, pod.spec.node_name
+    return found
+
+
+def _environment_of(pool: WarmPool) -> str | None:
+    """The key of the index of pools by CondaEnvironment."""
+    name = pool.environment_name
+    return f"{pool.metadata.namespace}/{name}" if name else None
+
+
+def _pool_image(pool: WarmPool) -> str | None:
+    """The image that a pool's new pods run."""
+    return pool.status.environment.image if pool.status.environment else None
 
 
 def _need(item: HasMetadata) -> str:

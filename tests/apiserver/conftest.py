@@ -187,7 +187,7 @@ def space(plane: Plane) -> Iterator[Space]:
     plane.api.create("Namespace", None, {"metadata": {"name": name}})
     yield Space(name, plane.api)
     # Not left to the namespace controller, which passes over what the API server, just restarted, does not list yet.
-    for kind in ("TokenService", "CondaEnvironment"):
+    for kind in ("TokenService", "WarmPool", "CondaEnvironment"):
         plane.api.delete_all(kind, name)
     plane.api.delete("Namespace", None, name)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from tokenservice.manager import KEY_BYTES
 
 from tests.apiserver.chart_render import CHART, ROOT, Helm, Object, Render, annotated, granted, pod_specs
 
@@ -83,7 +85,8 @@ def test_every_pod_meets_the_restricted_standard(render: Render, values: Object)
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert spec["securityContext"].get("runAsUser") == (65532 if not values else None)
-        assert spec["volumes"] == [{"name": "tmp", "emptyDir": spec["volumes"][0]["emptyDir"]}]
+        kinds = {volume["name"]: {*volume} - {"name"} for volume in spec["volumes"]}
+        assert kinds in ({"tmp": {"emptyDir"}}, {"tmp": {"emptyDir"}, "token-key": {"secret"}})
         for container in spec["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -157,6 +160,24 @@ def test_values_reach_the_operator(render: Render) -> None:
             assert item["metadata"]["labels"]["team"] == "serving", item["kind"]
 
 
+def test_the_key_of_tokens_reaches_the_operator_as_a_file(render: Render) -> None:
+    for values, name in (
+        ({}, "tokenservice-operator-token-key"),
+        ({"warmPools": {"tokenKeySecret": "mine"}}, "mine"),
+    ):
+        objects = render(values)
+        spec = objects.one("Deployment")["spec"]["template"]["spec"]
+        [container] = spec["containers"]
+        [file] = [item["value"] for item in container["env"] if item["name"] == "TOKENSERVICE_TOKEN_KEY_FILE"]
+        [mount] = [item for item in container["volumeMounts"] if file.startswith(f"{item['mountPath']}/")]
+        [volume] = [item for item in spec["volumes"] if item["name"] == mount["name"]]
+        [item] = volume["secret"]["items"]
+        assert (volume["secret"]["secretName"], f"{mount['mountPath']}/{item['path']}") == (name, file)
+        made = objects.of("Secret")
+        assert [each["metadata"]["name"] for each in made] == ([name] if name != "mine" else [])
+        assert all(len(base64.b64decode(each["data"][item["key"]])) >= KEY_BYTES for each in made)
+
+
 @pytest.mark.parametrize(("replicas", "budgets"), [(0, 0), (1, 0), (2, 1), (5, 1)])
 def test_a_budget_only_where_a_pod_may_go(render: Render, replicas: int, budgets: int) -> None:
     assert len(render({"replicas": replicas}).of("PodDisruptionBudget")) == budgets
@@ -199,8 +220,11 @@ def test_the_operator_may_not_delete_children_read_secrets_or_use_wildcards(rend
         "tokenservices",
         "tokenservices/status",
         "tokenservices/finalizers",
+        "warmpools/finalizers",
         "condaenvironments",
         "condaenvironments/status",
+        "warmpools",
+        "warmpools/status",
         "controllerrevisions",
         "deployments",
         "services",
@@ -243,7 +267,9 @@ def test_people_get_rights_through_kubernetes_own_roles(render: Render) -> None:
     assert {verb for _, _, verb in granted(roles[prefix + "view"])} == {"get", "list", "watch"}
     assert roles[prefix + "edit"] is roles[prefix + "admin"]
     for role in ("view", "edit"):
-        assert {"tokenservices", "condaenvironments"} <= {item[1] for item in granted(roles[prefix + role])}
+        assert {"tokenservices", "condaenvironments", "warmpools"} <= {
+            item[1] for item in granted(roles[prefix + role])
+        }
     # The status is the operator's to write.
     assert not {item for item in granted(roles[prefix + "edit"]) if item[1].endswith("/status")}
 

@@ -27,7 +27,11 @@ from tests.support.wait import eventually
 Right = tuple[str, str, str]
 
 # Asked for by an admission plugin that is off by default, not by a request of its own; and when a Job gets no pod.
-NOT_IN_REQUESTS: set[Right] = {("tokenservice.dev", "tokenservices/finalizers", "update"), ("", "events", "list")}
+NOT_IN_REQUESTS: set[Right] = {
+    ("tokenservice.dev", "tokenservices/finalizers", "update"),
+    ("tokenservice.dev", "warmpools/finalizers", "update"),
+    ("", "events", "list"),
+}
 
 
 @pytest.fixture
@@ -153,6 +157,22 @@ def an_environment_comes_and_goes(plane: Plane) -> None:
     eventually(lambda: not plane.kubectl("get", "jobs", *job), "the Job that nothing needs is deleted")
 
 
+def a_pool(plane: Plane) -> None:
+    """It is filled, as far as that goes without nodes, and emptied."""
+    here = "--namespace=team-a"
+    pool = {
+        "apiVersion": "tokenservice.dev/v1alpha1",
+        "kind": "WarmPool",
+        "metadata": {"name": "warm", "namespace": "team-a"},
+        "spec": {"environment": {"image": {"reference": "example.com/s"}}, "replicas": 1},
+    }
+    pods = ("get", "pods", "--selector=tokenservice.dev/pool=warm", here, "--output=name")
+    plane.kubectl("create", "--filename=-", stdin=json.dumps(pool))
+    eventually(lambda: bool(plane.kubectl(*pods)), "there is a pod")
+    plane.kubectl("scale", "warmpool/warm", "--replicas=0", here)
+    eventually(lambda: not plane.kubectl(*pods), "it is gone")
+
+
 def a_rollout(plane: Plane) -> None:
     """A revision that is good; then another image, which is brought to the node first; then more than are kept."""
     api = Api(plane.cluster.kubeconfig)
@@ -212,6 +232,7 @@ def test_every_right_is_used_and_none_is_missing(plane: Plane, tmp_path: Path) -
         )
         an_environment_comes_and_goes(plane)
         a_rollout(plane)
+        a_pool(plane)
 
     log = [json.loads(line) for line in (plane.state / "audit.log").read_text().splitlines()]
     events = [event for event in log if event["user"]["username"] == ACCOUNT]

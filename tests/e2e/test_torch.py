@@ -12,15 +12,18 @@ import json
 import socket
 import subprocess
 import time
+from base64 import b64decode
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Any
 
 import openai
 import pytest
 import yaml
+from tokenservice.handover import tokens
+from tokenservice.handover.shape import difference
 
 from tests.e2e.client import Answer, Client
+from tests.e2e.conftest import RELEASE, SYSTEM
 from tests.support.api import Api, Object
 from tests.support.cluster import ROOT, Cluster, condition, localcluster
 from tests.support.space import Space, container
@@ -221,22 +224,31 @@ print(json.dumps([os.getuid(), os.getgid(), torch.cuda.is_available(), *map(writ
     assert seen[3:] == ["Read-only file system"] * 3 + [True]
 
 
-def test_a_warm_server_takes_a_model_and_keeps_it(
-    module_space: Space, tiny: Object, client: Client, cluster: Cluster
+def test_a_pod_of_a_pool_takes_a_model_and_keeps_it(
+    module_space: Space, tiny: Object, model_image: str, client: Client, cluster: Cluster
 ) -> None:
-    """A pod of the service's own image, without a model, owned by nobody: no operator has a hand in what it does."""
-    token = "the-token-of-this-pod"
-    spec = module_space.there("Deployment", "tiny")["spec"]["template"]["spec"]
-    (server,) = spec["containers"]
-    server["env"] = [each for each in server["env"] if not each["name"].startswith("TOKEN_SERVER_MODEL_")]
-    warm = {"WARM": "true", "PRELOAD": "LlamaForCausalLM", "ASSIGN_TOKEN_SHA256": sha256(token.encode()).hexdigest()}
-    server["env"] += [{"name": f"TOKEN_SERVER_{name}", "value": value} for name, value in warm.items()]
-    server["volumeMounts"].append({"name": "assignment", "mountPath": "/var/run/tokenservice/assignment"})
-    spec["volumes"].append({"name": "assignment", "emptyDir": {}})
-    module_space.make("Pod", "warm", spec=spec)
-    module_space.kubectl("wait", "--for=condition=Ready", "pod/warm", "--timeout=120s")
+    """examples/pool.yaml, which has the environment and shape of `tiny`. The test assigns, in the operator's place."""
+    pool: dict[str, Any] = yaml.safe_load((ROOT / "examples/pool.yaml").read_text())
+    pool["spec"]["template"]["spec"]["volumes"][0]["image"]["reference"] = model_image
+    pool["spec"]["api"] = tiny["spec"]["api"]
+    module_space.api.apply(module_space.name, pool)
 
-    address = module_space.there("Pod", "warm")["status"]["podIP"]
+    def filled() -> Object:
+        found = module_space.there("WarmPool", "tiny")
+        assert condition(found).get("reason") == "Warm", found.get("status")
+        return found
+
+    assert eventually(filled, "the pool is warm", seconds=120)["status"]["readyReplicas"] == 1
+    (pod,) = module_space.api.list("Pod", module_space.name, labelSelector="tokenservice.dev/pool=tiny")
+    name = pod["metadata"]["name"]
+    secret = module_space.api.get("Secret", SYSTEM, f"{RELEASE}-token-key")
+    assert secret
+    nonce = pod["metadata"]["annotations"]["tokenservice.dev/nonce"]
+    token = tokens.token(b64decode(secret["data"]["key"]), module_space.name, name, nonce)
+    running = module_space.pod("tiny")["spec"]
+    assert difference(pod["spec"], {**running, "nodeName": pod["spec"]["nodeName"]}) is None
+
+    address = module_space.there("Pod", name)["status"]["podIP"]
     base = f"http://{address}:8000"
     key = {"Authorization": f"Bearer {KEY}"}
     asked = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
@@ -254,13 +266,13 @@ def test_a_warm_server_takes_a_model_and_keeps_it(
     words = client.ask(f"{base}/v1/completions", asked, **key).json["choices"][0]["text"]
     assert words
 
-    before = container(module_space.there("Pod", "warm"))
+    before = container(module_space.there("Pod", name))
     kill_container(cluster, before)
     pods = Timeline(module_space.api, "Pod", module_space.name)
 
     def again(pod: Object) -> bool:
         now = container(pod)
-        return pod["metadata"]["name"] == "warm" and now.get("restartCount", 0) > before["restartCount"]
+        return pod["metadata"]["name"] == name and now.get("restartCount", 0) > before["restartCount"]
 
     def served_again(pod: Object) -> bool:
         return again(pod) and bool(container(pod)["ready"])
@@ -270,7 +282,7 @@ def test_a_warm_server_takes_a_model_and_keeps_it(
     assert client.ask(f"{base}/v1/completions", asked, **key).json["choices"][0]["text"] == words
     assert assign("file:///models/other").status == 409
     assert assign("file:///models/tiny").status == 200
-    module_space.api.delete("Pod", module_space.name, "warm")
+    module_space.api.delete("WarmPool", module_space.name, "tiny")
 
 
 def test_a_crash_is_told_and_mended(module_space: Space, tiny: Object, cluster: Cluster) -> None:

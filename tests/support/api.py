@@ -18,6 +18,7 @@ Object = dict[str, Any]
 KINDS = {
     "TokenService": ("/apis/tokenservice.dev/v1alpha1", "tokenservices"),
     "CondaEnvironment": ("/apis/tokenservice.dev/v1alpha1", "condaenvironments"),
+    "WarmPool": ("/apis/tokenservice.dev/v1alpha1", "warmpools"),
     "Deployment": ("/apis/apps/v1", "deployments"),
     "ReplicaSet": ("/apis/apps/v1", "replicasets"),
     "Service": ("/api/v1", "services"),

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from tokenservice.api import conditions, jobs, names
 from tokenservice.api.environments import CondaEnvironment, CondaEnvironmentSpec
+from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import TokenService
 
 from tools import crd_reference
@@ -30,7 +31,11 @@ def schema_of(kind: str) -> dict[str, Any]:
     return schema
 
 
-TYPES: dict[str, type[msgspec.Struct]] = {"TokenService": TokenService, "CondaEnvironment": CondaEnvironment}
+TYPES: dict[str, type[msgspec.Struct]] = {
+    "TokenService": TokenService,
+    "CondaEnvironment": CondaEnvironment,
+    "WarmPool": WarmPool,
+}
 SCHEMA = schema_of("TokenService")
 
 # The structs of a status leave nothing out, so that what is written is whole; and Condition reads those of Kubernetes'

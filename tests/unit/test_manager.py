@@ -10,18 +10,21 @@ import pytest
 from prometheus_client import generate_latest
 from tokenservice import manager
 from tokenservice.api.environments import CondaEnvironment
-from tokenservice.api.meta import Deployment, DeploymentStatus, ManagedFieldsEntry, Object, ObjectMeta
+from tokenservice.api.meta import Deployment, DeploymentStatus, ManagedFieldsEntry, Object, ObjectMeta, Pod
+from tokenservice.api.pools import WarmPool
 from tokenservice.environments.store import read as read_environment
 from tokenservice.kube.client import Client
 from tokenservice.kube.connection import Connection
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
 from tokenservice.options import Options
-from tokenservice.parts import Parts, classify, owner_key, same
+from tokenservice.parts import POOL_SECONDS, Parts, classify, owner_key, same
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.services.controller import TOKENSERVICES
 from tokenservice.services.store import Key, decode, read
 from tokenservice.watch import Kind, WatchEnded, note
+
+from tests.unit.services.builders import node
 
 KEY = ("team", "chat")
 
@@ -69,7 +72,9 @@ def test_who_cannot_be_read_is_named_until_it_can_be_read_or_is_gone() -> None:
 
 def parts(**options: Any) -> Parts:
     client = Client(Connection("http://127.0.0.1:1"))
-    return Parts(Options(**options), Metrics(), client, EventRecorder(client, instance="test"), template=None)
+    return Parts(
+        Options(**options), Metrics(), client, EventRecorder(client, instance="test"), template=None, key=b"k" * 32
+    )
 
 
 def depths(made: Parts) -> tuple[int, int]:
@@ -139,14 +144,71 @@ async def test_an_environment_that_was_made_for_a_service_asks_for_that_one() ->
     assert len(made.environments) == 0
 
 
-async def test_every_series_of_both_controllers_is_there_from_the_start() -> None:
+def warm_pod(version: int, **labels: str) -> Pod:
+    metadata = {"namespace": "team", "name": "nlp-1", "resourceVersion": str(version), "labels": labels}
+    return msgspec.convert({"metadata": metadata}, Pod)
+
+
+async def asked(made: Parts) -> list[tuple[str, Key]]:
+    """Which controllers are to look at what, also a little later."""
+    await asyncio.sleep(2 * POOL_SECONDS)
+    found = []
+    for controller in made.controllers:
+        while controller.queue.depth:
+            key = await controller.queue.get()
+            controller.queue.done(key)
+            found.append((controller.name, key))
+    return found
+
+
+async def test_a_pod_of_a_pool_asks_its_pool_and_once_claimed_the_service_too() -> None:
+    made = parts()
+    waiting = warm_pod(1, **{"tokenservice.dev/pool": "nlp"})
+    made._pod_changed(None, waiting)
+    assert await asked(made) == [("warmpool", ("team", "nlp"))]
+    made._pod_changed(waiting, warm_pod(2, **{"tokenservice.dev/pool": "nlp"}))
+    assert await asked(made) == [], "nothing of it matters"
+    claimed = warm_pod(3, **{"tokenservice.dev/service": "chat"})
+    made._pod_changed(waiting, claimed)
+    assert await asked(made) == [("tokenservice", KEY), ("warmpool", ("team", "nlp"))]
+    made._pod_changed(waiting, None)
+    assert await asked(made) == [("warmpool", ("team", "nlp"))]
+
+
+async def test_news_of_a_pool_and_of_its_environment_ask_for_it() -> None:
+    made = parts()
+    metadata = {"namespace": "team", "name": "warm", "uid": "p1", "generation": 1, "resourceVersion": "5"}
+    spec = {"environment": {"ref": {"name": "nlp"}}}
+    pool = msgspec.convert({"metadata": metadata, "spec": spec}, WarmPool)
+    made._pools.observe(pool)
+    made._pool_changed(None, pool)
+    made._pool_changed(pool, pool)
+    assert await asked(made) == [("warmpool", ("team", "warm"))]
+    made.environment_told(None, known(environment(3, image="one")))
+    assert ("warmpool", ("team", "warm")) in await asked(made)
+
+
+async def test_a_cordoned_node_asks_the_pools() -> None:
+    made = parts()
+    metadata = {"namespace": "team", "name": "warm", "uid": "p1", "generation": 1, "resourceVersion": "5"}
+    spec = {"environment": {"image": {"reference": "i"}}}
+    made._pools.observe(msgspec.convert({"metadata": metadata, "spec": spec}, WarmPool))
+    ready, cordoned = node("n"), node("n", unschedulable=True)
+    for old, new, asks in ((ready, ready, 0), (ready, cordoned, 1), (cordoned, ready, 1), (ready, None, 1)):
+        made._node_changed(old, new)
+        assert len(await asked(made)) == asks
+
+
+async def test_every_series_of_the_controllers_is_there_from_the_start() -> None:
     metrics = Metrics()
     client = Client(Connection("http://127.0.0.1:1"))
-    Parts(Options(), metrics, client, EventRecorder(client, instance="test"), template=None)
+    Parts(Options(), metrics, client, EventRecorder(client, instance="test"), template=None, key=b"k" * 32)
     text = generate_latest(metrics.registry).decode()
     for series in (
         'workqueue_depth{name="condaenvironment"} 0.0',
         'controller_runtime_reconcile_total{controller="condaenvironment",result="success"} 0.0',
+        'workqueue_depth{name="warmpool"} 0.0',
+        'controller_runtime_reconcile_total{controller="warmpool",result="success"} 0.0',
         'tokenservice_environments{ready="True"} 0.0',
         'tokenservice_environments{ready="False"} 0.0',
         'tokenservice_environment_stage_seconds_count{stage="lock"} 0.0',

@@ -37,6 +37,7 @@ GIVEN: list[tuple[str, str, Any]] = [
     ("cluster_domain", "corp.example", "corp.example"),
     ("job_template", "/etc/jobs/template.yaml", "/etc/jobs/template.yaml"),
     ("job_namespace", "builds", "builds"),
+    ("token_key_file", "/etc/key", "/etc/key"),
     ("collect_images", "True", True),
     ("collect_images", "false", False),
     ("keep_images", "0", 0),

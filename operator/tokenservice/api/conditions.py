@@ -34,6 +34,14 @@ PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
 MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
 MINIMUM_REPLICAS_UNAVAILABLE = "MinimumReplicasUnavailable"
 
+UNSCHEDULABLE = "Unschedulable"
+"""The scheduler's own word."""
+
+# Of a WarmPool.
+WARM = "Warm"
+FILLING = "Filling"
+ROLLING = "Rolling"
+
 # Of a CondaEnvironment, and of a TokenService that runs in one. What ails that itself is a Reason of api/jobs.py.
 ENVIRONMENT_NOT_READY = "EnvironmentNotReady"
 NOT_FOUND = "NotFound"

@@ -18,6 +18,8 @@ RESERVED_LABELS = frozenset(
         names.LABEL_DEPLOYMENT,
         names.LABEL_REVISION,
         names.LABEL_PRE_PULL,
+        names.LABEL_POOL,
+        names.LABEL_SHAPE,
     }
 )
 
@@ -65,7 +67,7 @@ def _check_server(container: Mapping[str, Any], path: str) -> None:
     if "image" in container:
         raise InvalidTemplateError(f"{path}.image: set spec.environment.image.reference instead")
     if "args" in container:
-        raise InvalidTemplateError(f"{path}.args: set spec.engine.args instead")
+        raise InvalidTemplateError(f"{path}.args: set spec.engine.args of the TokenService instead")
     for key in ("env", "ports", "volumeMounts"):
         if key in container and container[key] is None:
             raise InvalidTemplateError(f"{path}.{key}: is empty; write something below it or take it out")
@@ -74,7 +76,8 @@ def _check_server(container: Mapping[str, Any], path: str) -> None:
     for index, variable in enumerate(container.get("env") or ()):
         if str(variable.get("name", "")).startswith(protocol.VARIABLE_PREFIX):
             raise InvalidTemplateError(
-                f"{path}.env[{index}].name: {variable['name']} is the operator's; use spec.model and spec.api"
+                f"{path}.env[{index}].name: {variable['name']} is the operator's; "
+                "use spec.model and spec.api of the TokenService"
             )
     for index, port in enumerate(container.get("ports") or ()):
         if port.get("containerPort") == protocol.PORT or port.get("name") == protocol.PORT_NAME:

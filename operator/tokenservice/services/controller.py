@@ -20,6 +20,7 @@ from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
 from tokenservice.pods.manifests import Manifest
+from tokenservice.pods.refusal import Refusal
 from tokenservice.pods.schema import InvalidTemplateError
 from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
@@ -27,7 +28,7 @@ from tokenservice.runtime.logs import get_logger
 from tokenservice.services import environment, render, revisions, rollout
 from tokenservice.services.plan import RETRY_REFUSED_SECONDS, Apply, Child, Plan, plan, pull_events, wanted
 from tokenservice.services.rollout import Step
-from tokenservice.services.snapshot import Refusal, Snapshot, Surroundings
+from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
 from tokenservice.services.verify import Answer
 
@@ -121,7 +122,8 @@ class RolloutMetrics(Protocol):
 @dataclass(frozen=True)
 class Caches:
     """Caches of the children; revisions and pods are indexed by "namespace/TokenService name", pods that bring images
-    to nodes by that and `PULLS`. nodes: all nodes, none where they cannot be seen.
+    to nodes by that and `PULLS`. nodes: all nodes, none where they cannot be seen. pools: the WarmPools of a namespace
+    that run in the CondaEnvironment of that name.
     """
 
     deployments: Cache[Deployment]
@@ -131,6 +133,7 @@ class Caches:
     environments: Environments
     revisions: Cache[ControllerRevision]
     nodes: Callable[[], Iterable[Node]] = tuple
+    pools: Callable[[str, str], Iterable[object]] = lambda _namespace, _name: ()
 
 
 @dataclass
@@ -270,7 +273,7 @@ class Reconciler:
             wanted,
             refusal,
             get=lambda name: self._caches.environments.get(namespace, name),
-            users_of=lambda name: self._store.users_of(namespace, name),
+            users_of=lambda name: (*self._store.users_of(namespace, name), *self._caches.pools(namespace, name)),
         )
 
     async def _memo(self, key: Key, service: TokenService) -> _Memo:

@@ -13,12 +13,14 @@ from tokenservice.api.jobs import MESSAGE_BYTES
 from tokenservice.api.meta import Condition, Deployment, Object
 from tokenservice.api.names import LABEL_SERVICE
 from tokenservice.api.v1alpha1 import TokenServiceStatus
+from tokenservice.pods.environment import verdict
 from tokenservice.pods.manifests import Manifest
+from tokenservice.pods.refusal import Refusal
 from tokenservice.services import environment, render
 from tokenservice.services.failures import failures
 from tokenservice.services.policies import Facts, conditions
 from tokenservice.services.rollout import Step
-from tokenservice.services.snapshot import Refusal, Snapshot
+from tokenservice.services.snapshot import Snapshot
 
 Child = Literal["environment", "revision", "deployment", "service", "budget"]
 CHILDREN: tuple[Child, ...] = ("environment", "revision", "deployment", "service", "budget")
@@ -244,7 +246,7 @@ def _facts(
         deployment=mine,
         failures=() if conflict else failures(snapshot.pods, mine),
         outdated="deployment" in changes,
-        environment=environment.verdict(service, around.used, taken, outdated="environment" in changes),
+        environment=verdict(service, around.used, taken, outdated="environment" in changes),
         unbuilt=around.runs_in is None,
         step=step,
     )

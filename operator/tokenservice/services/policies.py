@@ -22,10 +22,10 @@ from tokenservice.api.conditions import Verdict
 from tokenservice.api.meta import Condition, Deployment
 from tokenservice.api.names import ANNOTATION_RETRY
 from tokenservice.api.v1alpha1 import Failure, TokenService
+from tokenservice.pods.failures import where
+from tokenservice.pods.refusal import Refusal
 from tokenservice.services import amounts
-from tokenservice.services.failures import where
 from tokenservice.services.rollout import Step, missed_deadline
-from tokenservice.services.snapshot import Refusal
 
 
 @dataclass(frozen=True)

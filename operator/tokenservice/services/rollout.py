@@ -22,13 +22,16 @@ from tokenservice.api.v1alpha1 import Failure
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
 from tokenservice.nodes.prepull import Pulls
+from tokenservice.pods.environment import verdict
+from tokenservice.pods.failures import readiness, where
 from tokenservice.pods.manifests import Manifest
+from tokenservice.pods.refusal import Refusal
 from tokenservice.protocol import VERIFYZ
 from tokenservice.services import amounts, revisions
-from tokenservice.services.environment import ours, verdict
-from tokenservice.services.failures import failures, readiness, where
+from tokenservice.services.environment import ours
+from tokenservice.services.failures import failures
 from tokenservice.services.revisions import STABLE_SECONDS, Failed, Wanted
-from tokenservice.services.snapshot import Refusal, Snapshot
+from tokenservice.services.snapshot import Snapshot
 from tokenservice.services.verify import Answer, restarts
 
 _AVAILABLE = "NewReplicaSetAvailable"

@@ -5,28 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.pods.manifests import Manifest
+from tokenservice.pods.refusal import Refusal
 from tokenservice.services.render import Children
 from tokenservice.services.verify import Answer
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a spec leads to no children: the operator's own check, or the API server's answer.
-
-    `reason` becomes the condition's; it is not tried again until the spec or the retry annotation changes, or an
-    hour has passed. `passing`: the cause is not in the spec and can go at any time, unseen: tried again on every
-    event, and after a minute.
-    """
-
-    reason: Literal["InvalidTemplate", "InvalidEnvironment", "Rejected", "NameConflict"]
-    message: str
-    passing: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from tokenservice.api.conditions import UNDER_WAY
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
 from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
+from tokenservice.pods.refusal import Refusal
 from tokenservice.services import environment as environments
 from tokenservice.services import plan as plans
 from tokenservice.services import render, revisions, rollout
-from tokenservice.services.snapshot import Refusal, Snapshot, Surroundings
+from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.verify import Answer
 
 from tests.unit.pods.builders import pod_schema

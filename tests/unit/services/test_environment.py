@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService, TokenServiceStatus
-from tokenservice.services.environment import runs_in, surroundings, verdict
-from tokenservice.services.snapshot import Refusal
+from tokenservice.pods.environment import runs_in, verdict
+from tokenservice.pods.refusal import Refusal
+from tokenservice.services.environment import surroundings
 
 from tests.unit.services.builders import BUILT, CONDA, IMAGE, OLDER, UID, environment, service
 

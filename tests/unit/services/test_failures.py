@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenservice.api.meta import Pod
 from tokenservice.api.v1alpha1 import Failure
-from tokenservice.services.failures import failures, pod_failures
+from tokenservice.pods.failures import pod_failures
+from tokenservice.services.failures import failures
 
 from tests.unit.services.builders import deployment, pod
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tokenservice.api import conditions as reasons
 from tokenservice.api.meta import Condition, Deployment, Object, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService, TokenServiceStatus
+from tokenservice.pods.environment import runs_in
+from tokenservice.pods.refusal import Refusal
 from tokenservice.services import rollout
-from tokenservice.services.environment import runs_in
 from tokenservice.services.plan import CHILDREN, Child, Plan, wanted
-from tokenservice.services.snapshot import Refusal, Snapshot
+from tokenservice.services.snapshot import Snapshot
 
 from tests.unit.services.builders import (
     BUILT,

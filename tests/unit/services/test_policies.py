@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from tokenservice.api.meta import Condition, Deployment
 from tokenservice.api.v1alpha1 import Failure
+from tokenservice.pods.refusal import Refusal
 from tokenservice.services import amounts
 from tokenservice.services.policies import Facts, conditions
 from tokenservice.services.revisions import Wanted
 from tokenservice.services.rollout import Step
-from tokenservice.services.snapshot import Refusal
 
 from tests.unit.services.builders import deployment, service
 

@@ -153,6 +153,26 @@ async def test_who_asks_for_another_try_asks_for_one_of_the_environment() -> Non
     assert made["metadata"]["annotations"]["tokenservice.dev/retry"] == "1"
 
 
+async def test_an_inline_environment_stays_while_a_pool_runs_in_it() -> None:
+    cluster = Cluster(environment=INLINE)
+    cluster.caches = replace(cluster.caches, pools=lambda namespace, name: ("nlp",) if name == "demo" else ())
+    cluster.restarted()
+    await cluster.reconcile()
+    cluster.built("demo")
+    await cluster.reconcile()
+    cluster.serve()
+    await cluster.reconcile()
+    cluster.want(environment=IMAGES)
+    await cluster.reconcile()
+    cluster.serve()
+    await cluster.reconcile()
+    assert cluster.look("condaenvironments")
+    cluster.caches = replace(cluster.caches, pools=lambda _namespace, _name: ())
+    cluster.restarted()
+    await cluster.reconcile()
+    assert cluster.look("condaenvironments") is None
+
+
 async def test_a_change_of_an_inline_environment_is_applied_and_what_others_change_of_it_put_back() -> None:
     cluster = Cluster(environment=INLINE)
     await cluster.reconcile()

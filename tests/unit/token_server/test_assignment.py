@@ -67,6 +67,8 @@ def test_whatever_the_operator_may_send_is_understood(document: dict[str, Any]) 
         ({**TINY, "args": ["--dtype", "int4"]}, "args"),
         ({**TINY, "args": ["--tensor-parallel-size", "2"]}, "args"),
         ({**TINY, "args": ["--port", "8080"]}, "args"),
+        ({**TINY, "args": ["-h"]}, "args"),
+        ({**TINY, "args": ["--help"]}, "args"),
         ({**TINY, "args": ["--grace-seconds", "5"]}, "args"),
     ],
 )

@@ -220,10 +220,10 @@ def test_a_port_in_use(start: Start, program: list[str]) -> None:
 class Warm:
     """A warm server's process; `again` is its container's next start, with the same emptyDir."""
 
-    def __init__(self, start: Start, folder: Path) -> None:
+    def __init__(self, start: Start, folder: Path, **variables: str) -> None:
         self._start = start
         self._folder = folder
-        self.again()
+        self.again(**variables)
 
     def again(self, **variables: str) -> Process:
         self.assign_port = free_port()
@@ -324,24 +324,22 @@ def test_a_signal_while_the_model_loads(warm: Warm) -> None:
 
 
 def test_a_server_that_cannot_become_warm(start: Start, tmp_path: Path) -> None:
-    process = Warm(start, tmp_path).again(TOKEN_SERVER_PRELOAD="NoSuchModel")
-    code, _, err = process.end()
+    code, _, err = Warm(start, tmp_path, TOKEN_SERVER_PRELOAD="NoSuchModel").process.end()
     assert (code, err.splitlines()[-1]) == (1, "TOKEN_SERVER_PRELOAD: no such architecture")
 
 
 def test_not_ready_until_it_is_warm(start: Start, tmp_path: Path) -> None:
-    warm = Warm(start, tmp_path)
-    process = warm.again(TOKEN_SERVER_PRELOAD="NeverWarm")
-    process.listening()
-    answer = process.get("/readyz")
+    warm = Warm(start, tmp_path, TOKEN_SERVER_PRELOAD="NeverWarm")
+    warm.process.listening()
+    answer = warm.process.get("/readyz")
     assert answer is not None
     assert (answer.status_code, answer.json()) == (503, {"reason": "loading"})
     assert warm.put("hf://org/tiny").json()["error"]["code"] == "not_warm"
 
 
-def test_an_assignment_that_cannot_be_read(warm: Warm, tmp_path: Path) -> None:
+def test_an_assignment_that_cannot_be_read(start: Start, tmp_path: Path) -> None:
     (tmp_path / "assignment.json").write_text("{")
-    code, _, err = warm.again().end()
+    code, _, err = Warm(start, tmp_path).process.end()
     assert code == 1
     assert "delete the pod" in err.splitlines()[-1]
 

@@ -77,7 +77,7 @@ def assigned(base: Settings, assignment: Assignment) -> Settings:
     if model.get("name"):
         values["model_name"] = model["name"]
     try:
-        flags = read_flags(assignment.args)
+        flags = read_flags(assignment.args, with_help=False)
     except SettingsError as error:
         raise bad_value("args", str(error)) from None
     for name, value in flags.items():

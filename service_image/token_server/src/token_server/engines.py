@@ -52,7 +52,10 @@ def prepare_transformers(settings: Settings, stage: Stage) -> None:
     """Imports torch, transformers and the architectures asked for, and rehearses. Raises LoadError."""
     module = import_transformers(settings, stage)
     began = time.perf_counter()
-    module.prepare(settings)
+    try:
+        module.prepare(settings)
+    except Exception as error:
+        raise LoadError(explain(settings, error)) from error
     stage("prepare", time.perf_counter() - began)
 
 

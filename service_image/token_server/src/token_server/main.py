@@ -21,7 +21,7 @@ from token_server.assignment import sync
 from token_server.engines import TRANSFORMERS, Engines, warm_up
 from token_server.handover import Handover
 from token_server.handover import make_app as make_assignment_app
-from token_server.lifecycle import Lifecycle, Phase, drain_plan
+from token_server.lifecycle import Lifecycle, drain_plan
 from token_server.loading import LoadError
 from token_server.log import log
 from token_server.metrics import Metrics
@@ -121,8 +121,7 @@ class Run:
     def _load(self, settings: Settings, began: float) -> None:
         engine = self._engines.load(settings, self._stage)
         warm_up(settings, engine, self._stage)
-        if self.lifecycle.phase is not Phase.ASSIGNED:  # told already, when it became warm
-            self.metrics.describe_environment()
+        self.metrics.describe_environment()
         self._stage("total", time.perf_counter() - began)
         if self.service.serve(engine, settings):
             log("serving", model=settings.model_name, start_s=self._stages["total"], context=engine.context_length)

@@ -19,6 +19,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._described = False
         self.requests = Counter(
             "token_server_requests_total", "Answered requests.", ["route", "status"], registry=self.registry
         )
@@ -65,7 +66,12 @@ class Metrics:
         self.in_flight.set_function(running)
 
     def describe_environment(self) -> None:
-        """Versions and number of installed packages, for audits of what serves. Slow (0.1 s), so not at import."""
+        """Versions and number of installed packages, for audits of what serves. Slow (0.1 s), so not at import, and
+        done once.
+        """
+        if self._described:
+            return
+        self._described = True
         versions = {name: _version(name) for name in ("token-server", "torch", "transformers")}
         packages = sum(1 for _ in importlib.metadata.distributions())
         labels = {name.replace("-", "_"): version for name, version in versions.items()}

@@ -173,12 +173,13 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message}; `token-server --help` lists the flags")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(*, with_help: bool = True) -> argparse.ArgumentParser:
     """The flags, one for each field of Settings; all optional, all read as text first."""
     made = _Parser(
         prog="token-server",
         description="Serves one causal language model with OpenAI's API. Every flag has a variable TOKEN_SERVER_NAME.",
         allow_abbrev=False,
+        add_help=with_help,
     )
     for field in dataclasses.fields(Settings):
         flag = "--" + field.name.replace("_", "-")
@@ -210,9 +211,9 @@ def read_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def read_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """The settings that flags give, by field. Raises SettingsError."""
-    flags = vars(parser().parse_args(list(argv)))
+def read_flags(argv: Sequence[str], *, with_help: bool = True) -> dict[str, Any]:
+    """The settings that flags give, by field. Raises SettingsError; `--help`, if it is one, ends the process."""
+    flags = vars(parser(with_help=with_help).parse_args(list(argv)))
     return {name: read(name, text, "--" + name.replace("_", "-")) for name, text in flags.items() if text}
 
 

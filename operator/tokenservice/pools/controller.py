@@ -1,0 +1,367 @@
+"""Reconciles WarmPools: observes, asks the plan, carries it out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from tokenservice.api import names
+from tokenservice.api.environments import CondaEnvironment
+from tokenservice.api.meta import Node, ObjectMeta, Pod, Struct
+from tokenservice.api.pools import WarmPool, WarmPoolStatus
+from tokenservice.api.v1alpha1 import EnvironmentStatus
+from tokenservice.handover import tokens
+from tokenservice.kube.client import Client, Resource, decode
+from tokenservice.kube.errors import ApiError, Unreachable
+from tokenservice.kube.events import EventRecorder, ObjectRef
+from tokenservice.kube.status import status_patch
+from tokenservice.nodes.fit import unfit
+from tokenservice.pods import environment
+from tokenservice.pods.refusal import Refusal
+from tokenservice.pods.schema import InvalidTemplateError
+from tokenservice.pods.source import SchemaSource
+from tokenservice.pools import render
+from tokenservice.pools.bucket import Bucket
+from tokenservice.pools.plan import RETRY_REFUSED_SECONDS, Plan, plan
+from tokenservice.pools.snapshot import Snapshot
+from tokenservice.runtime.controller import Result
+from tokenservice.runtime.logs import get_logger
+
+WARMPOOLS = Resource(names.GROUP, names.VERSION, "warmpools", "WarmPool")
+PODS = Resource("", "v1", "pods", "Pod")
+
+POOL = "/pool"
+"""Behind "namespace/WarmPool name": the key of the pool's pods in the index of pods."""
+
+AT_ONCE = 16
+"""Pods of one pool that are made or deleted at the same time: others want the API server, too."""
+PASSING_SECONDS = 1.0
+"""After which anything that happens makes a pool try again what the API server refused."""
+COUNTS_SECONDS = 1.0
+"""Between two writes of a status in which only numbers changed: in a burst of claims they change all the time."""
+
+_NO_IMAGE = EnvironmentStatus(image="")
+
+Key = tuple[str, str]
+Asks = tuple[str, int, str, tuple[str, str | None] | None]
+"""uid, generation, retry annotation, image and the environment in it."""
+T = TypeVar("T")
+
+_log = get_logger("tokenservice.pools")
+
+
+class _Page(Struct, frozen=True, kw_only=True):
+    items: tuple[Pod, ...] = ()
+
+
+class Cache(Protocol[T]):
+    """What the reconciler needs of an informer, or of several that watch a namespace each."""
+
+    def get(self, namespace: str, name: str) -> T | None: ...
+
+    def by_index(self, key: str) -> tuple[T, ...]: ...
+
+    def decode(self, data: bytes) -> T: ...
+
+    def observe(self, obj: T) -> None: ...
+
+
+class Environments(Protocol):
+    """The CondaEnvironments known to the operator."""
+
+    def get(self, namespace: str, name: str, /) -> CondaEnvironment | None: ...
+
+
+@dataclass(frozen=True)
+class Caches:
+    """pods: of everybody, those of pools indexed by "namespace/WarmPool name" and `POOL`. nodes: all nodes, none where
+    they cannot be seen.
+    """
+
+    pools: Cache[WarmPool]
+    pods: Cache[Pod]
+    environments: Environments
+    nodes: Callable[[], Iterable[Node]] = tuple
+
+
+@dataclass
+class _Memo:
+    """What is remembered of a WarmPool; losing it costs time only."""
+
+    asks: Asks
+    made: render.Rendered | Refusal | None
+    since: datetime
+    bucket: Bucket
+    refusal: Refusal | None = None
+    """The API server's answer to a pod, at `refused`."""
+    refused: datetime | None = None
+    """When; once it may have passed, one pod is tried first. None after one was made."""
+    foreign: set[str] = field(default_factory=set)
+    """Names of pods of the namespace that are not ours, and of which the watch does not tell."""
+    gone: bool = False
+    """Whether the API server says that there is no such WarmPool; the watch is about to."""
+    written: datetime | None = None
+    """When a status was written last."""
+
+
+class Reconciler:
+    """Reconciles one WarmPool at a time; the runtime's controller calls it, serially for each key.
+
+    Args:
+        client: to the API server.
+        caches: what is known of the cluster.
+        schemas: the cluster's own schema of a pod template.
+        recorder: posts events.
+        key: with which tokens are made, the same in every replica of the operator.
+        now: the time.
+        nonce: something that was never there before.
+
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        caches: Caches,
+        schemas: SchemaSource,
+        recorder: EventRecorder,
+        *,
+        key: bytes,
+        now: Callable[[], datetime],
+        nonce: Callable[[], str],
+    ) -> None:
+        self._client = client
+        self._caches = caches
+        self._schemas = schemas
+        self._recorder = recorder
+        self._key = key
+        self._key_id = tokens.key_id(key)
+        self._now = now
+        self._nonce = nonce
+        self._memos: dict[Key, _Memo] = {}
+
+    async def reconcile(self, key: Key) -> Result:
+        """One step towards what the WarmPool asks for.
+
+        Raises:
+            ApiError, Unreachable: the step was cut short; the caller tries again.
+
+        """
+        pool = self._caches.pools.get(*key)
+        if pool is None or pool.metadata.deletion_timestamp:
+            self._memos.pop(key, None)
+            return Result()
+        memo = await self._memo(key, pool)
+        if memo.gone:
+            return Result()
+        step, failed = self._plan(pool, memo), None
+        if step.size.create or step.size.delete:
+            try:
+                await self._delete(key, step)
+                await self._create(key, pool, memo, step)
+            except (ApiError, Unreachable) as error:
+                failed = error  # what there is is told all the same
+            step = self._plan(pool, memo)
+        if memo.asks != self._asks(pool):
+            return Result(requeue_after=0.0)  # another image has come meanwhile: the status is not to speak of it yet
+        wait = await self._write_status(key, pool, memo, step)
+        if failed:
+            raise failed
+        waits = [step.requeue_after, wait]
+        if (step.size.create or step.size.missing) and not memo.refusal:
+            waits.append(max(0.01, memo.bucket.wait(pool.spec.refill.max_per_second).total_seconds()))
+        return Result(requeue_after=min((each for each in waits if each is not None), default=None))
+
+    def _plan(self, pool: WarmPool, memo: _Memo) -> Plan:
+        namespace, name = pool.metadata.namespace, pool.metadata.name
+        now = self._now()
+        memo.bucket = memo.bucket.filled(pool.spec.refill.max_per_second, now)
+        used = self._environment(pool)
+        unfit_nodes = {node.metadata.name for node in self._caches.nodes() if unfit(node)}
+        made = memo.made
+        return plan(
+            Snapshot(
+                pool=pool,
+                rendered=made if isinstance(made, render.Rendered) else None,
+                refusal=made if isinstance(made, Refusal) else memo.refusal,
+                environment=environment.verdict(pool, used),
+                runs_in=environment.runs_in(pool, used),
+                pods=self._caches.pods.by_index(f"{namespace}/{name}{POOL}"),
+                taken=lambda each: each in memo.foreign or self._caches.pods.get(namespace, each) is not None,
+                may_create=min(1, memo.bucket.whole) if memo.refused else memo.bucket.whole,
+                key_id=self._key_id,
+                unfit=unfit_nodes.__contains__,
+                now=now,
+            )
+        )
+
+    def _environment(self, pool: WarmPool) -> CondaEnvironment | None:
+        name = pool.environment_name
+        return self._caches.environments.get(pool.metadata.namespace, name) if name else None
+
+    def _asks(self, pool: WarmPool) -> Asks:
+        """What of a WarmPool, and of its environment, leads to other pods."""
+        metadata = pool.metadata
+        runs_in = environment.runs_in(pool, self._environment(pool))
+        image = (runs_in.image, runs_in.conda_env) if runs_in else None
+        return metadata.uid, metadata.generation, metadata.annotations.get(names.ANNOTATION_RETRY, ""), image
+
+    async def _memo(self, key: Key, pool: WarmPool) -> _Memo:
+        asks = self._asks(pool)
+        memo, now = self._memos.get(key), self._now()
+        if memo is None or memo.asks[0] != asks[0]:
+            bucket = Bucket.full(pool.spec.refill.max_per_second, now)
+            memo = self._memos[key] = _Memo(asks, await self._render(pool), now, bucket)
+        elif memo.asks != asks or (isinstance(memo.made, Refusal) and _past(memo.since, RETRY_REFUSED_SECONDS, now)):
+            memo.asks, memo.made, memo.since, memo.refusal = asks, await self._render(pool), now, None
+        elif memo.refusal and memo.refused and _past(memo.refused, PASSING_SECONDS, now):
+            memo.refusal = None
+        return memo
+
+    async def _render(self, pool: WarmPool) -> render.Rendered | Refusal | None:
+        runs_in = environment.runs_in(pool, self._environment(pool))
+        schema = self._schemas.schema or await self._schemas.load()
+        image = runs_in or _NO_IMAGE  # a mistake in the template is told before there is one
+        try:
+            try:
+                made = render.rendered(pool, schema, image)
+            except InvalidTemplateError:
+                if not self._schemas.stale:
+                    raise
+                made = render.rendered(pool, await self._schemas.load(), image)
+        except InvalidTemplateError as error:
+            return Refusal("InvalidTemplate", str(error))
+        return made if runs_in else None
+
+    async def _delete(self, key: Key, step: Plan) -> None:
+        async def one(pod: Pod, why: str) -> None:
+            try:
+                body = await self._client.delete(PODS, key[0], pod.metadata.name, uid=pod.metadata.uid)
+            except ApiError as error:
+                if not (error.is_not_found or error.is_conflict):
+                    raise
+                return
+            _log.info("deleted", action="Pod", pod=pod.metadata.name, reason=why)
+            going = self._caches.pods.decode(body)
+            if going.metadata.deletion_timestamp:  # an answer without is of one that is gone already
+                self._caches.pods.observe(going)
+
+        await _all(one(pod, why) for pod, why in step.size.delete)
+
+    async def _create(self, key: Key, pool: WarmPool, memo: _Memo, step: Plan) -> None:
+        rendered = memo.made
+        if not step.size.create or not isinstance(rendered, render.Rendered):
+            return
+        memo.bucket = memo.bucket.taken(len(step.size.create))
+        made: list[str] = []
+        taken: list[str] = []
+
+        async def one(name: str) -> None:
+            manifest = self._manifest(pool, rendered, name)
+            try:
+                body = await self._client.create(PODS, key[0], manifest)
+            except ApiError as error:
+                if error.is_already_exists:
+                    taken.append(name)
+                elif error.is_forbidden or error.is_invalid:
+                    memo.refusal, memo.refused = _refusal(error), self._now()
+                else:
+                    raise
+            else:
+                made.append(name)
+                self._caches.pods.observe(self._caches.pods.decode(body))
+
+        try:
+            await _all(one(name) for name in step.size.create)
+        finally:
+            if made:
+                memo.refused = memo.refused if memo.refusal else None
+                _log.info("created", action="Pod", count=len(made), first=made[0])
+            if taken:
+                await self._learn(key, memo, taken)
+
+    async def _learn(self, key: Key, memo: _Memo, taken: Iterable[str]) -> None:
+        """Whose the pods are whose names are taken: made by requests whose answers were lost, or somebody else's."""
+        selector = f"{names.MANAGED_SELECTOR},{names.LABEL_POOL}={key[1]}"
+        ours = set()
+        async for page in self._client.list(PODS, namespace=key[0], label_selector=selector):
+            for pod in decode(page, _Page).items:
+                ours.add(pod.metadata.name)
+                self._caches.pods.observe(pod)
+        memo.foreign.update(name for name in taken if name not in ours)
+
+    def _manifest(self, pool: WarmPool, rendered: render.Rendered, name: str) -> Mapping[str, Any]:
+        nonce = self._nonce()
+        token = tokens.token(self._key, pool.metadata.namespace, name, nonce)
+        annotations = {names.ANNOTATION_NONCE: nonce, names.ANNOTATION_KEY: self._key_id}
+        return render.pod(pool, rendered, name, digest=tokens.digest(token), annotations=annotations)
+
+    async def _write_status(self, key: Key, pool: WarmPool, memo: _Memo, step: Plan) -> float | None:
+        """Returns seconds after which to look again, if the status is to be written later."""
+        now = self._now()
+        if step.status is not None:
+            left = COUNTS_SECONDS - (now - memo.written).total_seconds() if memo.written else 0.0
+            if left > 0 and _only_counts(pool.status, step.status):
+                return min(left, COUNTS_SECONDS)
+            patch = status_patch(pool.status, step.status)
+            try:
+                body = await self._client.patch_status(WARMPOOLS, *key, patch)
+            except ApiError as error:
+                if not error.is_not_found:
+                    raise
+                memo.gone = True
+                return None
+            self._caches.pools.observe(self._caches.pools.decode(body))
+            memo.written = now
+        about = ObjectRef(names.API_VERSION, WARMPOOLS.kind, *key, uid=pool.metadata.uid)
+        for event in step.events:
+            _log.info("transition", reason=event.reason, note=event.note)
+            self._recorder.event(about, event.reason, event.note, action="Reconcile", type=event.type)
+        newest = self._caches.pools.get(*key)
+        if newest is not None and _changed(newest.metadata) != _changed(pool.metadata):
+            return 0.0  # the answer to our own write brought a newer spec, which the watch then takes for known
+        return None
+
+
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """Runs them side by side, `AT_ONCE` at a time, all of them to their ends. Raises the first of what they raise."""
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(work: Awaitable[None]) -> None:
+        async with places:
+            await work
+
+    ends = await asyncio.gather(*map(one, works), return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
+
+
+def _refusal(error: ApiError) -> Refusal:
+    # Forbidden: a quota, an admission policy, or a right that the operator lacks.
+    does = "forbids" if error.is_forbidden else "refuses"
+    return Refusal("Rejected", f"The API server {does} the pods: {error.message}", passing=True)
+
+
+def _changed(metadata: ObjectMeta) -> tuple[object, ...]:
+    """What of a WarmPool's metadata leads to another plan."""
+    retry = metadata.annotations.get(names.ANNOTATION_RETRY, "")
+    return metadata.uid, metadata.generation, retry, metadata.deletion_timestamp
+
+
+def _past(since: datetime, seconds: float, now: datetime) -> bool:
+    return (now - since).total_seconds() >= seconds
+
+
+def _only_counts(before: WarmPoolStatus, after: WarmPoolStatus) -> bool:
+    """Whether nothing changed but numbers, and the words that have them in it."""
+
+    def rest(status: WarmPoolStatus) -> WarmPoolStatus:
+        conditions = tuple(msgspec.structs.replace(each, message="") for each in status.conditions)
+        return msgspec.structs.replace(status, replicas=0, ready_replicas=0, updated_replicas=0, conditions=conditions)
+
+    return rest(before) == rest(after)

@@ -1,0 +1,340 @@
+"""WarmPools from the first look to the last, against a stand-in for the API server."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenservice.api import names
+from tokenservice.handover import tokens
+from tokenservice.kube.errors import ApiError
+
+from tests.unit.pools.builders import KEY, Cluster, CrashError, warm_pool
+from tests.unit.services.builders import BUILT, OLDER, environment, node
+
+REF: dict[str, Any] = {"environment": {"ref": {"name": "nlp"}}}
+
+
+def server(cluster: Cluster, name: str) -> dict[str, Any]:
+    (found,) = cluster.pods[name]["spec"]["containers"]
+    return {**found, "env": {each["name"]: each.get("value") for each in found["env"]}}
+
+
+async def test_a_pool_fills_and_becomes_ready() -> None:
+    cluster = Cluster(replicas=3)
+    assert await cluster.reconcile() == ["create"] * 3 + ["status"]
+    assert cluster.names == ["nlp-1", "nlp-2", "nlp-3"]
+    assert (cluster.says(), cluster.says("Progressing")) == (("False", "Filling"), ("True", "Filling"))
+    cluster.warm("nlp-2")
+    await cluster.reconcile()
+    assert cluster.pool
+    assert (cluster.pool.status.replicas, cluster.pool.status.ready_replicas) == (3, 1)
+    cluster.warm()
+    await cluster.reconcile()
+    assert (cluster.says(), cluster.says("Progressing")) == (("True", "Warm"), ("False", "Complete"))
+    assert cluster.pool.status.selector == "tokenservice.dev/pool=nlp"
+    assert cluster.events == [("Normal", "Warm")]
+
+
+async def test_every_pod_has_a_token_of_its_own() -> None:
+    cluster = Cluster(replicas=2, preload=["MistralForCausalLM", "LlamaForCausalLM"])
+    await cluster.reconcile()
+    digests = set()
+    for name in cluster.names:
+        annotations, told = cluster.pods[name]["metadata"]["annotations"], server(cluster, name)["env"]
+        token = tokens.token(b"k" * 32, "team", name, annotations[names.ANNOTATION_NONCE])
+        assert told["TOKEN_SERVER_ASSIGN_TOKEN_SHA256"] == tokens.digest(token)
+        assert token not in str(cluster.pods[name])
+        assert told["TOKEN_SERVER_WARM"] == "true"
+        assert told["TOKEN_SERVER_PRELOAD"] == "LlamaForCausalLM,MistralForCausalLM"
+        assert not [each for each in told if "MODEL" in each]
+        digests.add(told["TOKEN_SERVER_ASSIGN_TOKEN_SHA256"])
+    assert len(digests) == 2
+
+
+async def test_it_fills_at_its_rate() -> None:
+    cluster = Cluster(replicas=7, refill={"maxPerSecond": 2})
+    made = []
+    for _ in range(4):
+        await cluster.reconcile(settle=False)
+        made.append(len(cluster.pods))
+        cluster.wait(1)
+    assert made == [2, 4, 6, 7]
+
+
+async def test_scaling() -> None:
+    cluster = Cluster(replicas=3)
+    await cluster.reconcile()
+    cluster.warm()
+    cluster.want(replicas=1)
+    assert (await cluster.reconcile()).count("delete") == 2
+    assert len(cluster.pods) == 1
+    cluster.want(replicas=0)
+    await cluster.reconcile()
+    assert (cluster.pods, cluster.says()) == ({}, ("True", "ScaledToZero"))
+
+
+async def test_a_pod_that_is_taken_away_is_replaced() -> None:
+    cluster = Cluster(replicas=2)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    del cluster.pods["nlp-1"]["metadata"]["labels"][names.LABEL_POOL]  # claimed
+    cluster.look()
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-1", "nlp-2", "nlp-3"], "and keeps its name"
+
+
+async def test_a_change_rolls_and_old_pods_outlive_new_ones_that_fail() -> None:
+    cluster = Cluster(replicas=4)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    cluster.want(replicas=4, environment={"image": {"reference": "registry.example.com/serving:2"}})
+    assert (await cluster.reconcile()).count("delete") == 1
+    assert cluster.says("Progressing") == ("True", "Rolling")
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    cluster.say("nlp-5", phase="Pending", containerStatuses=[{"name": "server", "state": waiting}])
+    assert "delete" not in await cluster.reconcile()
+    assert cluster.says() == cluster.says("Progressing") == ("False", "ImagePullBackOff")
+    assert ("Warning", "ImagePullBackOff") in cluster.events
+    for _ in range(4):
+        cluster.warm()
+        await cluster.reconcile()
+    assert cluster.says() == ("True", "Warm")
+    assert {server(cluster, name)["image"] for name in cluster.pods} == {"registry.example.com/serving:2"}
+
+
+async def test_what_changes_no_pod_rolls_nothing() -> None:
+    cluster = Cluster(replicas=2, preload=["A", "B"])
+    await cluster.reconcile()
+    before = cluster.names
+    cluster.want(replicas=2, preload=["B", "A"], refill={"maxPerSecond": 5})
+    assert await cluster.reconcile() == ["status"]
+    cluster.restarted()
+    assert await cluster.reconcile() == []
+    assert cluster.names == before
+
+
+async def test_another_key_replaces_pods_whose_token_nobody_knows() -> None:
+    cluster = Cluster(replicas=1)
+    await cluster.reconcile()
+    cluster.warm()
+    cluster.restarted(key=b"another key, also of 32 bytes...")
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-2"]
+
+
+async def test_an_environment_that_is_built_later() -> None:
+    cluster = Cluster(replicas=2, **REF)
+    await cluster.reconcile()
+    assert (cluster.pods, cluster.says(), cluster.says("EnvironmentReady")) == (
+        {},
+        ("False", "EnvironmentNotReady"),
+        ("False", "NotFound"),
+    )
+    cluster.environments["nlp"] = environment("nlp", reason="Building")
+    await cluster.reconcile()
+    assert cluster.says("Progressing") == ("True", "Building")
+    cluster.environments["nlp"] = environment("nlp")
+    await cluster.reconcile()
+    assert [server(cluster, name)["image"] for name in cluster.names] == [BUILT, BUILT]
+    cluster.warm()
+    cluster.environments["nlp"] = environment("nlp", reason="Unsolvable", image=BUILT)
+    await cluster.reconcile()
+    assert cluster.says() == ("True", "Warm"), "what there is stays warm"
+    assert cluster.says("EnvironmentReady") == ("False", "Unsolvable")
+    cluster.environments["nlp"] = environment("nlp", image=OLDER)
+    await cluster.reconcile()
+    assert len({server(cluster, name)["image"] for name in cluster.names}) == 2, "it rolls"
+
+
+async def test_a_template_that_cannot_be_used_loses_nothing() -> None:
+    cluster = Cluster(replicas=2)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    cluster.want(replicas=2, template={"spec": {"nodeselector": {}}})
+    await cluster.reconcile()
+    assert (cluster.says(), len(cluster.pods)) == (("False", "InvalidTemplate"), 2)
+    assert cluster.pool
+    assert "nodeSelector" in (cluster.pool.status.conditions[0].message)
+    cluster.want(replicas=1, template={"spec": {"nodeselector": {}}})
+    await cluster.reconcile()
+    assert len(cluster.pods) == 1, "scaling down needs no template"
+    cluster.want(replicas=2)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    assert cluster.says() == ("True", "Warm")
+
+
+async def test_a_quota_is_told_and_tried_again() -> None:
+    cluster = Cluster(replicas=1)
+    cluster.refusal = ApiError(403, "Forbidden", "exceeded quota: pods")
+    await cluster.reconcile()
+    assert cluster.says() == ("False", "Rejected")
+    assert ("Warning", "Rejected") in cluster.events
+    result = await cluster.reconciler.reconcile(KEY)
+    assert result.requeue_after == 60
+    cluster.refusal = None
+    cluster.wait(2)
+    await cluster.reconcile()  # something happened
+    assert len(cluster.pods) == 1
+
+
+async def test_after_a_refusal_one_pod_is_tried_first() -> None:
+    cluster = Cluster(replicas=5)
+    cluster.refusal = ApiError(403, "Forbidden", "exceeded quota: pods")
+    await cluster.reconcile()
+    cluster.wait(60)
+    cluster.refusal = None
+    await cluster.reconcile(settle=False)
+    assert len(cluster.pods) == 1
+    await cluster.reconcile()
+    assert len(cluster.pods) == 5
+
+
+async def test_what_is_lost_is_told_also_while_nothing_can_be_made() -> None:
+    cluster = Cluster(replicas=2)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    cluster.pods.clear()
+    cluster.look()
+    cluster.broken = True
+    cluster.wait(2)
+    with pytest.raises(ApiError, match="failed calling webhook"):
+        await cluster.reconcile(settle=False)
+    assert cluster.pool
+    assert (cluster.pool.status.ready_replicas, cluster.says()[0]) == (0, "False")
+
+
+async def test_a_refused_revision_is_not_rolled_to_and_counts_as_what_it_is() -> None:
+    cluster = Cluster(replicas=4)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    cluster.refusal = ApiError(422, "Invalid", "no such volume")
+    cluster.want(replicas=4, environment={"image": {"reference": "registry.example.com/serving:2"}})
+    await cluster.reconcile()
+    assert cluster.pool
+    assert (len(cluster.pods), cluster.pool.status.updated_replicas) == (3, 0)
+    assert cluster.says() == ("False", "Rejected")
+
+
+async def test_a_pod_that_cannot_be_scheduled_is_waited_for() -> None:
+    cluster = Cluster(replicas=1)
+    await cluster.reconcile()
+    lacking = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: no GPU"}
+    cluster.say("nlp-1", phase="Pending", conditions=[lacking])
+    await cluster.reconcile()
+    cluster.wait(3600)
+    await cluster.reconcile()
+    assert (cluster.names, cluster.says()) == (["nlp-1"], ("False", "Unschedulable"))
+
+
+async def test_pods_on_a_cordoned_node_are_not_warm() -> None:
+    cluster = Cluster(replicas=1)
+    await cluster.reconcile()
+    cluster.pods["nlp-1"]["spec"]["nodeName"] = "node-1"
+    cluster.warm()
+    cluster.nodes = (node("node-1", unschedulable=True),)
+    await cluster.reconcile()
+    assert (cluster.says(), cluster.names) == (("False", "Filling"), ["nlp-1"])
+
+
+async def test_a_lost_answer_makes_no_pod_too_many() -> None:
+    cluster = Cluster(replicas=2)
+    cluster.unanswered = 1
+    with pytest.raises(ApiError):
+        await cluster.reconcile(settle=False)
+    for _ in range(30):
+        await cluster.reconcile(settle=False)
+        cluster.wait(1)
+    assert (cluster.names, cluster.most) == (["nlp-1", "nlp-2"], 2), "although no watch tells of one of them"
+
+
+async def test_a_name_that_somebody_else_has_is_left_alone() -> None:
+    cluster = Cluster(replicas=1)
+    foreign: dict[str, Any] = {"metadata": {"name": "nlp-1", "labels": {}}, "spec": {}}
+    cluster.pods["nlp-1"] = foreign
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-1", "nlp-2"]
+    assert cluster.pods["nlp-1"] == foreign
+
+
+async def test_a_pool_that_is_gone() -> None:
+    cluster = Cluster()
+    await cluster.reconcile()
+    cluster.pool = None
+    assert await cluster.reconcile() == []
+
+
+async def test_a_pool_made_again_takes_over_no_pods() -> None:
+    cluster = Cluster()
+    await cluster.reconcile()
+    cluster.pool = warm_pool(uid="another")
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-1", "nlp-2"], "the garbage collector takes the first"
+
+
+async def test_in_a_burst_numbers_are_written_once_a_second() -> None:
+    cluster = Cluster(replicas=20, refill={"maxPerSecond": 100})
+    await cluster.reconcile()
+    cluster.writes.clear()
+    for number in range(1, 20):
+        cluster.warm(f"nlp-{number}")
+        cluster.wait(0.01)
+        await cluster.reconciler.reconcile(KEY)
+    assert cluster.writes.count("status") <= 1
+    await cluster.reconcile()
+    assert cluster.pool
+    assert cluster.pool.status.ready_replicas == 19
+
+
+def changes(seed: int) -> list[Callable[[Cluster], None]]:
+    dice = random.Random(seed)
+    images = [f"registry.example.com/serving:{number}" for number in (1, 2)]
+
+    def want(cluster: Cluster) -> None:
+        cluster.want(replicas=dice.randint(0, 6), environment={"image": {"reference": dice.choice(images)}})
+
+    def lose(cluster: Cluster) -> None:
+        if cluster.pods:
+            del cluster.pods[dice.choice(cluster.names)]
+            cluster.look()
+
+    def warm(cluster: Cluster) -> None:
+        cluster.warm()
+
+    return [dice.choice([want, lose, warm, warm]) for _ in range(8)]
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.integers(1, 6))
+async def test_a_crash_after_any_write_is_harmless(seed: int, crash_at: int) -> None:
+    cluster = Cluster(replicas=3)
+    await cluster.reconcile()
+    for change in changes(seed):
+        change(cluster)
+        assert cluster.pool
+        limit = max(len(cluster.pods), cluster.pool.spec.replicas)
+        cluster.most, cluster.crash_at = 0, crash_at
+        cluster.writes.clear()
+        try:
+            await cluster.reconcile(settle=False)
+        except CrashError:
+            cluster.restarted()
+        cluster.crash_at = None
+        for _ in range(12):
+            await cluster.reconcile()
+            cluster.warm()
+        await cluster.reconcile()
+        assert cluster.most <= limit, "too many"
+        assert len(cluster.pods) == cluster.pool.spec.replicas
+        assert cluster.says()[0] == "True"
