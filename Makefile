@@ -70,6 +70,10 @@ bench-reconcile: $(READY) ## 1,000 TokenServices at once against a bare client
 bench-environment: $(READY) ## what an environment and a change of it cost, from apply to the node
 	@$(VENV)/python -m bench.environment $(if $(CUDA),--cuda)
 
+.PHONY: bench-history
+bench-history: $(READY) ## what changes of real projects' locks cost, in our layers and in one for each package
+	@$(VENV)/python -m bench.history
+
 .PHONY: bench-rollout
 bench-rollout: $(READY) ## what clients notice of an environment change, a rollback and a drained node
 	@$(VENV)/python -m bench.rollout
