@@ -14,7 +14,7 @@ from tests.support.cluster import ROOT, Cluster
 
 CHART = ROOT / "charts" / "tokenservice-operator"
 CRD = "tokenservices.tokenservice.dev"
-CRDS = (CRD, "condaenvironments.tokenservice.dev")
+CRDS = (CRD, "condaenvironments.tokenservice.dev", "warmpools.tokenservice.dev")
 ACCOUNT = "system:serviceaccount:system:op-tokenservice-operator"
 IMAGE = "--set=image.repository=registry.example.com/operator"
 

@@ -18,7 +18,15 @@ from tests.support.wait import eventually, holds
 
 CHILDREN = ("Deployment", "Service", "PodDisruptionBudget")
 WATCHED = (
-    *("tokenservices", "condaenvironments", "controllerrevisions", "deployments", "services", "poddisruptionbudgets"),
+    *(
+        "tokenservices",
+        "condaenvironments",
+        "warmpools",
+        "controllerrevisions",
+        "deployments",
+        "services",
+        "poddisruptionbudgets",
+    ),
     *("pods", "nodes"),
 )
 
