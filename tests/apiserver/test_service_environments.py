@@ -75,7 +75,7 @@ def test_an_environment_in_the_spec_becomes_a_condaenvironment_and_tells_how_far
         theirs = space.there("CondaEnvironment", "llm")["status"]["conditions"]
         [ready] = [item for item in theirs if item["type"] == "Ready"]
         ours = condition(space.there("TokenService", "llm"), "EnvironmentReady")
-        return bool(ready["reason"]) and ours.get("status") != "True" and ours["message"] != ""
+        return bool(ready["reason"]) and ours.get("status") != "True" and ours.get("message", "") != ""
 
     made = eventually(lambda: space.get("CondaEnvironment", "llm"), "it is made")
     eventually(lambda: "conditions" in space.there("CondaEnvironment", "llm").get("status", {}), "it is looked at")
