@@ -44,7 +44,9 @@ def test_every_figure_is_told(figures: dict[str, Any]) -> None:
 
 
 def test_a_service_takes_few_writes(figures: dict[str, Any]) -> None:
-    assert 5 <= figures["writes_per_service"] <= 7  # three children, a status and an event at the least
+    # Four children (one of them the revision), an event, and a status at the least: at the beginning, when the pods are
+    # there, and when they serve, of which the operator may see two at once.
+    assert 6 <= figures["writes_per_service"] <= 8
 
 
 def test_nothing_is_written_on_a_restart_or_while_idle(figures: dict[str, Any]) -> None:
