@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from tokenservice.builder.base import Base
 from tokenservice.builder.errors import BuildError
@@ -70,11 +70,12 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(arguments: argparse.Namespace) -> NoReturn:
     script = _folder(arguments.out) / "serve.py"
     if not script.is_file():
         raise BuildError(f"{script.parent} holds no channels: run build first")
-    return subprocess.run([sys.executable, "-I", str(script), arguments.port, "127.0.0.1"], check=False).returncode
+    # In the place of this process, so that who ends it ends the server, too.
+    os.execv(sys.executable, [sys.executable, "-I", str(script), arguments.port, "127.0.0.1"])
 
 
 def _manifest(arguments: argparse.Namespace) -> int:
