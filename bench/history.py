@@ -22,33 +22,35 @@ import re
 import statistics
 import sys
 import tarfile
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urljoin
 
 from packaging.utils import InvalidSdistFilename, parse_sdist_filename
 from packaging.version import Version
+from pip._internal.models.index import PyPI
 from tokenservice.builder.conda.layer_plan import Sized, plan
 from tokenservice.builder.conda.lock import read_lock
 from tokenservice.builder.errors import BuildError
+from tokenservice.builder.http import Http
+from tokenservice.builder.wheels import pip_settings
+from urllib3.exceptions import HTTPError
 
 from bench.cluster import BenchError
 from bench.program import run
 
 PROJECTS = ("dataframely", "glum", "multiregex", "ndonnx", "tabmat")
-INDEX = "https://pypi.org/simple"
 ACCEPT = "application/vnd.pypi.simple.v1+json"
 PLATFORM = "linux-64"
 RELEASES = 60
 GOAL = 1.1
-SECONDS = 120  # for one answer of the index
 AT_ONCE = 4
+
+_http = Http()
 
 
 @dataclass(frozen=True)
@@ -183,16 +185,19 @@ def _packages(project: str, lock: bytes) -> Sequence[Sized]:
 
 
 def _index() -> str:
-    return os.environ.get("PIP_INDEX_URL", INDEX).rstrip("/")
+    """The package index that the machine's pip is told to use, else pip's own default."""
+    return (pip_settings(os.environ).get("UV_DEFAULT_INDEX") or PyPI.simple_url).rstrip("/")
 
 
 def _get(url: str, **headers: str) -> bytes:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SECONDS) as answer:
-            data: bytes = answer.read()
-            return data
-    except (URLError, TimeoutError) as error:
+        answer = _http.open("GET", url, headers)
+        data = answer.read(decode_content=True)
+    except HTTPError as error:
         raise BenchError(f"the package index does not answer: {error}") from error
+    if answer.status != 200:
+        raise BenchError(f"the package index answers {answer.status} for {url}")
+    return data
 
 
 def table(found: Sequence[History]) -> str:

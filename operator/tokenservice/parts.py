@@ -96,11 +96,10 @@ class Parts:
         self._pools = Namespaced(options.namespaces, self._pool_informer)
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
         caches, nodes = self._caches(), self._nodes()
-        pools_in = lambda namespace, name: self._pools.by_index(f"{namespace}/{name}")  # noqa: E731
         services = Reconciler(
             client,
             self.services,
-            Caches(**caches, environments=self.environments, nodes=nodes, pools=pools_in),
+            Caches(**caches, environments=self.environments, nodes=nodes, pools=self._pools_in),
             self.schemas,
             recorder,
             asker=self._asker,
@@ -198,7 +197,7 @@ class Parts:
             self._queue.add(user)
         if names.LABEL_SERVICE in metadata.labels:
             self._queue.add(owner_key(metadata))
-        for pool in self._pools.by_index(f"{key[0]}/{key[1]}"):
+        for pool in self._pools_in(*key):
             self._pool_queue.add((key[0], pool.metadata.name))
 
     # -- what the informers tell
@@ -208,6 +207,10 @@ class Parts:
             return
         for key in {owner_key(item.metadata) for item in (old, new) if item}:
             self._queue.add(key)
+
+    def _pools_in(self, namespace: str, name: str) -> tuple[WarmPool, ...]:
+        """The WarmPools that run in the CondaEnvironment of that name."""
+        return self._pools.by_index(f"{namespace}/{name}")
 
     def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
         if old and new and same(old, new):

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+RETRY_REFUSED_SECONDS = 3600.0
+RETRY_PASSING_SECONDS = 60.0
+"""How often to see whether a taken name is free, or a quota has room: objects of others are not watched."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -18,3 +22,8 @@ class Refusal:
     reason: Literal["InvalidTemplate", "InvalidEnvironment", "Rejected", "NameConflict"]
     message: str
     passing: bool = False
+
+    @property
+    def wait(self) -> float:
+        """Seconds after which to try again without a change."""
+        return RETRY_PASSING_SECONDS if self.passing else RETRY_REFUSED_SECONDS

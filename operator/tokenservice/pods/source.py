@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from tokenservice.kube.client import Client
-from tokenservice.pods.schema import PodSchema
+from tokenservice.pods.schema import InvalidTemplateError, PodSchema
+
+T = TypeVar("T")
 
 PATH = "/openapi/v3/apis/apps/v1"
 STALE_SECONDS = 600.0
@@ -23,12 +26,24 @@ class SchemaSource:
         self._loaded = 0.0
 
     @property
-    def schema(self) -> PodSchema | None:
-        return self._schema
-
-    @property
     def stale(self) -> bool:
         return self._schema is None or self._clock() - self._loaded > STALE_SECONDS
+
+    async def checked(self, make: Callable[[PodSchema], T]) -> T:
+        """What `make` makes of the schema. If that refuses a template, and the schema may be out of date, it is asked
+        once more with a fresh one.
+
+        Raises:
+            InvalidTemplateError: from `make`.
+            ApiError, Unreachable: the API server did not give the schema.
+
+        """
+        try:
+            return make(self._schema or await self.load())
+        except InvalidTemplateError:
+            if not self.stale:
+                raise
+            return make(await self.load())
 
     async def load(self) -> PodSchema:
         """Fetches the schema.

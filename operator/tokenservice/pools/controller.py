@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -16,18 +16,19 @@ from tokenservice.api.meta import Node, ObjectMeta, Pod, Struct
 from tokenservice.api.pools import WarmPool, WarmPoolStatus
 from tokenservice.api.v1alpha1 import EnvironmentStatus
 from tokenservice.handover import tokens
+from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
 from tokenservice.nodes.fit import unfit
 from tokenservice.pods import environment
-from tokenservice.pods.refusal import Refusal
+from tokenservice.pods.refusal import RETRY_REFUSED_SECONDS, Refusal
 from tokenservice.pods.schema import InvalidTemplateError
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import render
 from tokenservice.pools.bucket import Bucket
-from tokenservice.pools.plan import RETRY_REFUSED_SECONDS, Plan, plan
+from tokenservice.pools.plan import Plan, plan
 from tokenservice.pools.snapshot import Snapshot
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
@@ -50,25 +51,11 @@ _NO_IMAGE = EnvironmentStatus(image="")
 Key = tuple[str, str]
 Asks = tuple[str, int, str, tuple[str, str | None] | None]
 """uid, generation, retry annotation, image and the environment in it."""
-T = TypeVar("T")
-
 _log = get_logger("tokenservice.pools")
 
 
 class _Page(Struct, frozen=True, kw_only=True):
     items: tuple[Pod, ...] = ()
-
-
-class Cache(Protocol[T]):
-    """What the reconciler needs of an informer, or of several that watch a namespace each."""
-
-    def get(self, namespace: str, name: str) -> T | None: ...
-
-    def by_index(self, key: str) -> tuple[T, ...]: ...
-
-    def decode(self, data: bytes) -> T: ...
-
-    def observe(self, obj: T) -> None: ...
 
 
 class Environments(Protocol):
@@ -224,15 +211,9 @@ class Reconciler:
 
     async def _render(self, pool: WarmPool) -> render.Rendered | Refusal | None:
         runs_in = environment.runs_in(pool, self._environment(pool))
-        schema = self._schemas.schema or await self._schemas.load()
         image = runs_in or _NO_IMAGE  # a mistake in the template is told before there is one
         try:
-            try:
-                made = render.rendered(pool, schema, image)
-            except InvalidTemplateError:
-                if not self._schemas.stale:
-                    raise
-                made = render.rendered(pool, await self._schemas.load(), image)
+            made = await self._schemas.checked(lambda schema: render.rendered(pool, schema, image))
         except InvalidTemplateError as error:
             return Refusal("InvalidTemplate", str(error))
         return made if runs_in else None

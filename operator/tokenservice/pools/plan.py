@@ -21,9 +21,6 @@ from tokenservice.pods.failures import MAX_FAILURES, pod_failures, readiness, wh
 from tokenservice.pools.sizing import Member, Size, is_member, size
 from tokenservice.pools.snapshot import Snapshot
 
-RETRY_REFUSED_SECONDS = 3600.0
-RETRY_PASSING_SECONDS = 60.0
-
 _QUIET = frozenset({names.FILLING, names.ROLLING, names.ENVIRONMENT_NOT_READY, names.SCALED_TO_ZERO})
 """Reasons of Ready that are no news: of an environment that is not ready, the event of EnvironmentReady tells."""
 _LIMITS = {names.ENVIRONMENT_READY: MESSAGE_BYTES}
@@ -56,7 +53,7 @@ def plan(snapshot: Snapshot) -> Plan:
     status = _status(snapshot, found)
     waits = [sizes.wait.total_seconds()] if sizes.wait else []
     if snapshot.refusal:
-        waits.append(RETRY_PASSING_SECONDS if snapshot.refusal.passing else RETRY_REFUSED_SECONDS)
+        waits.append(snapshot.refusal.wait)
     return Plan(
         size=sizes,
         status=None if status == pool.status else status,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -15,18 +15,19 @@ from tokenservice.api.events import Event
 from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
+from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
 from tokenservice.pods.manifests import Manifest
-from tokenservice.pods.refusal import Refusal
+from tokenservice.pods.refusal import RETRY_REFUSED_SECONDS, Refusal
 from tokenservice.pods.schema import InvalidTemplateError
 from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 from tokenservice.services import environment, render, revisions, rollout
-from tokenservice.services.plan import RETRY_REFUSED_SECONDS, Apply, Child, Plan, plan, pull_events, wanted
+from tokenservice.services.plan import Apply, Child, Plan, plan, pull_events, wanted
 from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
@@ -66,21 +67,7 @@ STAGES = {
 }
 """Reasons of Progressing whose time is measured."""
 
-T = TypeVar("T")
-
 _log = get_logger("tokenservice.services")
-
-
-class Cache(Protocol[T]):
-    """What the reconciler needs of an informer, or of several that watch a namespace each."""
-
-    def get(self, namespace: str, name: str) -> T | None: ...
-
-    def by_index(self, key: str) -> tuple[T, ...]: ...
-
-    def decode(self, data: bytes) -> T: ...
-
-    def observe(self, obj: T) -> None: ...
 
 
 class Environments(Protocol):
@@ -309,14 +296,8 @@ class Reconciler:
         return refusal.passing or (self._now() - since).total_seconds() >= RETRY_REFUSED_SECONDS
 
     async def _children(self, service: TokenService, runs_in: EnvironmentStatus | None) -> render.Children | Refusal:
-        schema = self._schemas.schema or await self._schemas.load()
         try:
-            try:
-                children = render.children(service, schema, runs_in)
-            except InvalidTemplateError:
-                if not self._schemas.stale:
-                    raise
-                children = render.children(service, await self._schemas.load(), runs_in)
+            children = await self._schemas.checked(lambda schema: render.children(service, schema, runs_in))
         except InvalidTemplateError as error:
             return Refusal("InvalidTemplate", str(error))
         return replace(children, service=with_hash(children.service), budget=with_hash(children.budget))

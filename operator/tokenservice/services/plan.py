@@ -34,9 +34,6 @@ KINDS: dict[Child, str] = {
     "budget": "PodDisruptionBudget",
 }
 
-RETRY_REFUSED_SECONDS = 3600.0
-RETRY_PASSING_SECONDS = 60.0
-"""How often to see whether a taken name is free, or a quota has room: objects of others are not watched."""
 RETRY_SHARED_SECONDS = 60.0
 """How often to see whether other TokenServices still run in a CondaEnvironment that is no longer needed here."""
 
@@ -105,7 +102,11 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step) -> Plan:
     status = _status(snapshot, facts)
     leftover = _leftover(snapshot)
     shared = leftover is not None and snapshot.surroundings.shared
-    waits = (_retry(refusal), _retry(taken), RETRY_SHARED_SECONDS if shared else None, step.requeue_after)
+    waits = (
+        *(each.wait for each in (refusal, taken) if each),
+        RETRY_SHARED_SECONDS if shared else None,
+        step.requeue_after,
+    )
     return Plan(
         applies=applies,
         leftover=leftover if facts.complete and refusal is None and not shared else None,
@@ -220,12 +221,6 @@ def transitions(before: Condition | None, after: tuple[Condition, ...]) -> tuple
         return ()
     calm = ready.status == "True" or ready.reason in _QUIET or ready.reason == names.PAUSED
     return (Event("Normal" if calm else "Warning", ready.reason, ready.message),)
-
-
-def _retry(refusal: Refusal | None) -> float | None:
-    if refusal is None:
-        return None
-    return RETRY_PASSING_SECONDS if refusal.passing else RETRY_REFUSED_SECONDS
 
 
 def _live(snapshot: Snapshot) -> dict[Child, Deployment | Object | None]:

@@ -18,7 +18,7 @@ from tokenservice.pods.source import SchemaSource
 from tokenservice.pools.controller import Caches, Reconciler
 
 from tests.support.merge_patch import merge_patch
-from tests.unit.pods.builders import pod_schema
+from tests.unit.pods.builders import Schemas
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 IMAGE = "registry.example.com/serving:1"
@@ -239,8 +239,3 @@ class Environments:
 
     def get(self, _namespace: str, name: str) -> CondaEnvironment | None:
         return self._cluster.environments.get(name)
-
-
-class Schemas:
-    schema = pod_schema()
-    stale = False

@@ -20,7 +20,7 @@ from tokenservice.services.store import Store
 from tokenservice.services.verify import Answer, restarts
 
 from tests.support.merge_patch import merge_patch
-from tests.unit.pods.builders import pod_schema
+from tests.unit.pods.builders import Schemas
 from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, service
 
 KEY = ("team", "demo")
@@ -330,11 +330,6 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
     "environments": ("condaenvironments", CondaEnvironment),
     "revisions": ("controllerrevisions", ControllerRevision),
 }
-
-
-class Schemas:
-    schema = pod_schema()
-    stale = False
 
 
 def owned(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tokenservice.services.controller import Caches, Reconciler
 from tokenservice.services.store import Store
 from tokenservice.services.verify import Answer
 
-from tests.unit.pods.builders import pod_schema
+from tests.unit.pods.builders import Schemas
 from tests.unit.services.builders import service
 
 KEY = ("team", "demo")
@@ -55,11 +55,6 @@ class Cache:
 
     def observe(self, obj: Any) -> None:
         self._held = obj
-
-
-class Schemas:
-    schema = pod_schema()
-    stale = False
 
 
 class Asker:
