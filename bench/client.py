@@ -20,6 +20,7 @@ from tokenservice.pods.schema import PodSchema
 from tokenservice.services import environment, render, revisions, rollout
 from tokenservice.services.plan import CHILDREN, plan
 from tokenservice.services.snapshot import Snapshot
+from tokenservice.services.warm import Hand
 
 from bench.cluster import BenchError
 
@@ -183,10 +184,10 @@ async def prepare(api: Api, namespace: str) -> Texts:
     children = render.children(service, schema, around.runs_in)
     snapshot = Snapshot(service, children, None, None, None, (), datetime.now(UTC), "cluster.local", around)
     step = rollout.step(snapshot)
-    status = plan(snapshot, dict.fromkeys(CHILDREN, "missing"), step).status
+    status = plan(snapshot, dict.fromkeys(CHILDREN, "missing"), step, Hand(service.spec.replicas)).status
     if status is None or children.deployment is None or step.target is None or step.create is None:
         raise BenchError("the operator's plan for a new TokenService lacks its status, its revision or its Deployment")
-    deployment = revisions.deployment(children.deployment, step.target, hold=False)
+    deployment = revisions.deployment(children.deployment, step.target, hold=False, replicas=service.spec.replicas)
     return Texts(
         service=manifest(NAME, namespace),
         children=(

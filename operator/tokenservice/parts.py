@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
@@ -19,6 +20,9 @@ from tokenservice.environments.attempts import Job
 from tokenservice.environments.controller import CONDAENVIRONMENTS, HOUSEKEEPING
 from tokenservice.environments.render import Manifest
 from tokenservice.environments.store import Store as EnvironmentStore
+from tokenservice.handover.assigner import Assigner
+from tokenservice.handover.claim import CLAIMS, POOL
+from tokenservice.handover.effects import PODS
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
@@ -29,7 +33,7 @@ from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import controller as pools
-from tokenservice.pools.controller import POOL, WARMPOOLS
+from tokenservice.pools.controller import WARMPOOLS
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -38,7 +42,6 @@ from tokenservice.services.controller import (
     BUDGETS,
     DEPLOYMENTS,
     NODES,
-    PODS,
     PULLS,
     REVISIONS,
     SERVICES,
@@ -95,14 +98,37 @@ class Parts:
             )
         self._pools = Namespaced(options.namespaces, self._pool_informer)
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
+        self._assigner = Assigner(
+            key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata)), clock=time.monotonic
+        )
         caches, nodes = self._caches(), self._nodes()
-        services = Reconciler(
+        warm = pools.Reconciler(
+            client,
+            pools.Caches(self._pools, caches["pods"], self.environments, nodes.all if nodes else tuple),
+            self.schemas,
+            recorder,
+            key=key,
+            now=_now,
+            on_made=self._ask_users,
+            nonce=lambda: secrets.token_hex(8),
+        )
+        services = self._reconciler = Reconciler(
             client,
             self.services,
-            Caches(**caches, environments=self.environments, nodes=nodes, pools=self._pools_in),
+            Caches(
+                **caches,
+                environments=self.environments,
+                nodes=nodes.all if nodes else tuple,
+                node=(lambda name: nodes.get("", name)) if nodes else None,
+                pools=self._pools_in,
+                pool=self._pools.get,
+                pool_spec=warm.spec,
+            ),
             self.schemas,
             recorder,
             asker=self._asker,
+            assigner=self._assigner,
+            on_claim=lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS),
             metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
@@ -123,15 +149,6 @@ class Parts:
             keep_images=options.keep_images,
             now=_now,
         )
-        warm = pools.Reconciler(
-            client,
-            pools.Caches(self._pools, caches["pods"], self.environments, nodes),
-            self.schemas,
-            recorder,
-            key=key,
-            now=_now,
-            nonce=lambda: secrets.token_hex(8),
-        )
         self.controllers = (
             self._controller("tokenservice", self._queue, services.reconcile),
             self._controller("condaenvironment", self._environment_queue, cenvs.reconcile),
@@ -141,6 +158,7 @@ class Parts:
     async def aclose(self) -> None:
         """Ends what is under way in the background."""
         await self._asker.close()
+        await self._assigner.close()
 
     def ask_all(self) -> None:
         """Has every resource looked at."""
@@ -217,6 +235,13 @@ class Parts:
             return
         metadata = cast(WarmPool, new or old).metadata
         self._pool_queue.add((metadata.namespace, metadata.name))
+        if old is None or new is None:
+            self._ask_users((metadata.namespace, metadata.name))
+
+    def _ask_users(self, pool: Key) -> None:
+        """Asks the TokenServices that take pods from a WarmPool."""
+        for user in self.services.takers_of(*pool):
+            self._queue.add(user)
 
     def _node_changed(self, old: Node | None, new: Node | None) -> None:
         """Cordoned, lost or back: pods that wait there count as warm no more, or again."""
@@ -227,7 +252,8 @@ class Parts:
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new is None:
             self._asker.forget(old.metadata.uid)
-        if (_matters(old) if old else None) == (_matters(new) if new else None):
+            self._assigner.forget(old.metadata.uid)
+        if (self._matters(old) if old else None) == (self._matters(new) if new else None):
             return
         for item in (old, new):
             pool = item.metadata.labels.get(names.LABEL_POOL) if item else None
@@ -235,6 +261,25 @@ class Parts:
                 self._pool_queue.add_after((item.metadata.namespace, pool), POOL_SECONDS)
             elif item:
                 self._queue.add(owner_key(item.metadata))
+        pool = new.metadata.labels.get(names.LABEL_POOL) if new else None
+        if new and pool and readiness(new):
+            for waiting in self._reconciler.waiting_for((new.metadata.namespace, pool)):
+                self._queue.add(waiting)
+
+    def _matters(self, pod: Pod) -> object:
+        """What of a pod leads to another plan: counts come from the Deployment."""
+        metadata = pod.metadata
+        if names.LABEL_PRE_PULL in metadata.labels:
+            return pod.status, metadata.deletion_timestamp
+        found = pod_failures(pod), readiness(pod) is not None, pod.status.pod_ip
+        if names.LABEL_POOL in metadata.labels:
+            return *found, pod.status.phase, metadata.deletion_timestamp, pod.spec.node_name
+        service = self.services.get(owner_key(metadata))
+        if service is None or (service.spec.warm_pool is None and names.LABEL_CLAIM not in metadata.labels):
+            return found
+        # Whether it is still to start, and whose it is: warm pods take the places of others.
+        begun = [status.state.running is not None for status in pod.status.container_statuses]
+        return *found, begun, metadata.deletion_timestamp, metadata.labels, metadata.controller
 
     def _job_changed(self, old: HasMetadata | None, new: HasMetadata | None) -> None:
         """Of a Job or of one of its pods."""
@@ -253,10 +298,10 @@ class Parts:
             "revisions": self._children(REVISIONS, ControllerRevision, self._child_changed, _service_of),
         }
 
-    def _nodes(self) -> Callable[[], Iterable[Node]]:
+    def _nodes(self) -> Informer[Node] | None:
         if self._options.namespaces:  # whoever looks after namespaces alone may not see nodes
-            return tuple
-        return self._informer(NODES, Node, self._node_changed, None, selector=None, namespace=None).all
+            return None
+        return self._informer(NODES, Node, self._node_changed, None, selector=None, namespace=None)
 
     def _job_caches(self, *, enabled: bool) -> jobs.Caches:
         if not enabled:
@@ -320,17 +365,9 @@ def _service_of(item: HasMetadata) -> str:
         return f"{item.metadata.namespace}/{labels[names.LABEL_POOL]}{POOL}"
     if names.LABEL_PRE_PULL in labels:
         return f"{item.metadata.namespace}/{labels[names.LABEL_PRE_PULL]}{PULLS}"
+    if names.LABEL_CLAIM in labels:
+        return f"{item.metadata.namespace}/{labels[names.LABEL_CLAIM]}{CLAIMS}"
     return f"{item.metadata.namespace}/{labels.get(names.LABEL_SERVICE, '')}"
-
-
-def _matters(pod: Pod) -> object:
-    """What of a pod leads to another plan: counts come from the Deployment."""
-    if names.LABEL_PRE_PULL in pod.metadata.labels:
-        return pod.status, pod.metadata.deletion_timestamp
-    found = pod_failures(pod), readiness(pod) is not None, pod.status.pod_ip
-    if names.LABEL_POOL in pod.metadata.labels:
-        return *found, pod.status.phase, pod.metadata.deletion_timestamp, pod.spec.node_name
-    return found
 
 
 def _environment_of(pool: WarmPool) -> str | None:
@@ -378,4 +415,5 @@ def same(old: HasMetadata, new: HasMetadata) -> bool:
 def owner_key(metadata: ObjectMeta) -> Key:
     """The TokenService that an object belongs to: by its label, which outlives the owner reference of a pod."""
     labels = metadata.labels
-    return metadata.namespace, labels.get(names.LABEL_SERVICE) or labels.get(names.LABEL_PRE_PULL) or metadata.name
+    kinds = (names.LABEL_SERVICE, names.LABEL_CLAIM, names.LABEL_PRE_PULL)
+    return metadata.namespace, next((labels[kind] for kind in kinds if labels.get(kind)), metadata.name)

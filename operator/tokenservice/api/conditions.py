@@ -11,6 +11,7 @@ READY = "Ready"
 AVAILABLE = "Available"
 PROGRESSING = "Progressing"
 ENVIRONMENT_READY = "EnvironmentReady"
+WARM_POOL_READY = "WarmPoolReady"
 ROLLED_BACK = "RolledBack"
 """Also a reason, of Ready and Progressing."""
 
@@ -33,6 +34,14 @@ PRE_PULL_FAILED = "PrePullFailed"
 PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
 MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
 MINIMUM_REPLICAS_UNAVAILABLE = "MinimumReplicasUnavailable"
+
+# Of a TokenService that takes pods from a WarmPool.
+FITS = "Fits"
+SHAPE_MISMATCH = "ShapeMismatch"
+WAITING_FOR_WARM_POD = "WaitingForWarmPod"
+LOAD_FAILED = "LoadFailed"
+ASSIGNMENT_REFUSED = "AssignmentRefused"
+UNREACHABLE = "Unreachable"
 
 UNSCHEDULABLE = "Unschedulable"
 """The scheduler's own word."""

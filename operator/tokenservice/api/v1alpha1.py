@@ -62,11 +62,20 @@ class Api(Struct, frozen=True, kw_only=True):
     key_secret_ref: SecretRef
 
 
+class ServicePool(Struct, frozen=True, kw_only=True):
+    """Exactly one of `name` and `replicas` is there, says the CRD."""
+
+    name: str | None = None
+    replicas: int | None = None
+    policy: Literal["Preferred", "Required", "Never"] = "Preferred"
+
+
 class TokenServiceSpec(Struct, frozen=True, kw_only=True):
     model: Model
     environment: Environment
     engine: Engine = Engine()
     replicas: int = 1
+    warm_pool: ServicePool | None = None
     template: dict[str, Any] | None = None
     rollout: Rollout = Rollout()
     api: Api | None = None
@@ -101,6 +110,7 @@ class TokenServiceStatus(Struct, frozen=True, kw_only=True, omit_defaults=False)
     replicas: int = 0
     ready_replicas: int = 0
     updated_replicas: int = 0
+    warm_replicas: int = 0
     current_revision: str | None = None
     update_revision: str | None = None
     last_good_revision: str | None = None
@@ -125,3 +135,11 @@ class TokenService(Struct, frozen=True, kw_only=True):
         if environment.ref:
             return environment.ref.name
         return None if environment.conda is None else self.metadata.name
+
+    @property
+    def pool_name(self) -> str | None:
+        """The WarmPool that it takes pods from: the one named, or its own of its own name; None without one."""
+        pool = self.spec.warm_pool
+        if pool is None:
+            return None
+        return pool.name or self.metadata.name

@@ -38,6 +38,11 @@ def unfit(node: Node, size: int | None = None) -> str | None:
     return None
 
 
+def lost(node: Node) -> bool:
+    """Whether a node does not answer any more."""
+    return not any(condition.type == "Ready" and condition.status == "True" for condition in node.status.conditions)
+
+
 def takes(node: Node, pod: Mapping[str, Any]) -> bool:
     """Whether the pod of this PodSpec could be scheduled there, were nothing else on the node."""
     labels = node.metadata.labels

@@ -16,6 +16,9 @@ from tokenservice.api.meta import Node, ObjectMeta, Pod, Struct
 from tokenservice.api.pools import WarmPool, WarmPoolStatus
 from tokenservice.api.v1alpha1 import EnvironmentStatus
 from tokenservice.handover import tokens
+from tokenservice.handover.claim import POOL
+from tokenservice.handover.effects import PODS
+from tokenservice.handover.shape import PodSpec
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError, Unreachable
@@ -34,11 +37,6 @@ from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 
 WARMPOOLS = Resource(names.GROUP, names.VERSION, "warmpools", "WarmPool")
-PODS = Resource("", "v1", "pods", "Pod")
-
-POOL = "/pool"
-"""Behind "namespace/WarmPool name": the key of the pool's pods in the index of pods."""
-
 AT_ONCE = 16
 """Pods of one pool that are made or deleted at the same time: others want the API server, too."""
 PASSING_SECONDS = 1.0
@@ -106,6 +104,7 @@ class Reconciler:
         recorder: posts events.
         key: with which tokens are made, the same in every replica of the operator.
         now: the time.
+        on_made: is told of a pool whose pods are made from something else now.
         nonce: something that was never there before.
 
     """
@@ -119,6 +118,7 @@ class Reconciler:
         *,
         key: bytes,
         now: Callable[[], datetime],
+        on_made: Callable[[Key], None],
         nonce: Callable[[], str],
     ) -> None:
         self._client = client
@@ -128,8 +128,14 @@ class Reconciler:
         self._key = key
         self._key_id = tokens.key_id(key)
         self._now = now
+        self._on_made = on_made
         self._nonce = nonce
         self._memos: dict[Key, _Memo] = {}
+
+    def spec(self, namespace: str, name: str) -> PodSpec | None:
+        """That of a pool's pods, as they are made now; None as long as there is none."""
+        memo = self._memos.get((namespace, name))
+        return memo.made.template["spec"] if memo and isinstance(memo.made, render.Rendered) else None
 
     async def reconcile(self, key: Key) -> Result:
         """One step towards what the WarmPool asks for.
@@ -203,8 +209,10 @@ class Reconciler:
         if memo is None or memo.asks[0] != asks[0]:
             bucket = Bucket.full(pool.spec.refill.max_per_second, now)
             memo = self._memos[key] = _Memo(asks, await self._render(pool), now, bucket)
+            self._on_made(key)
         elif memo.asks != asks or (isinstance(memo.made, Refusal) and _past(memo.since, RETRY_REFUSED_SECONDS, now)):
             memo.asks, memo.made, memo.since, memo.refusal = asks, await self._render(pool), now, None
+            self._on_made(key)
         elif memo.refusal and memo.refused and _past(memo.refused, PASSING_SECONDS, now):
             memo.refusal = None
         return memo
@@ -221,10 +229,14 @@ class Reconciler:
     async def _delete(self, key: Key, step: Plan) -> None:
         async def one(pod: Pod, why: str) -> None:
             try:
-                body = await self._client.delete(PODS, key[0], pod.metadata.name, uid=pod.metadata.uid)
+                # One that has just been claimed is another version, and is not to be deleted.
+                metadata = pod.metadata
+                body = await self._client.delete(
+                    PODS, key[0], metadata.name, uid=metadata.uid, resource_version=metadata.resource_version
+                )
             except ApiError as error:
-                if not (error.is_not_found or error.is_conflict):
-                    raise
+                if not error.is_not_found:
+                    raise  # a conflict, too: it may still have to go, as what it is by now
                 return
             _log.info("deleted", action="Pod", pod=pod.metadata.name, reason=why)
             going = self._caches.pods.decode(body)

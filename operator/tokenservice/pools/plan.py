@@ -17,8 +17,9 @@ from tokenservice.api.meta import Condition, Pod
 from tokenservice.api.names import ANNOTATION_KEY, LABEL_POOL, LABEL_REVISION
 from tokenservice.api.pools import WarmPoolStatus
 from tokenservice.api.v1alpha1 import Failure
+from tokenservice.handover.claim import is_member
 from tokenservice.pods.failures import MAX_FAILURES, pod_failures, readiness, where
-from tokenservice.pools.sizing import Member, Size, is_member, size
+from tokenservice.pools.sizing import Member, Size, size
 from tokenservice.pools.snapshot import Snapshot
 
 _QUIET = frozenset({names.FILLING, names.ROLLING, names.ENVIRONMENT_NOT_READY, names.SCALED_TO_ZERO})

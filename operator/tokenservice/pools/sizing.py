@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count, islice
 
-from tokenservice.api import names
 from tokenservice.api.meta import Pod, time_of
 
 ENDED_SECONDS = 30.0
@@ -140,10 +139,3 @@ def _outdated(members: Sequence[Member], replicas: int) -> Iterator[Member]:
 def _free(name: str, taken: Callable[[str], bool]) -> Iterator[str]:
     """Names for pods, the lowest numbers first."""
     return (found for number in count(1) if not taken(found := f"{name}-{number}"))
-
-
-def is_member(pod: Pod, pool: str, uid: str) -> bool:
-    """Whether a pod belongs to the pool, and waits in it."""
-    owner = pod.metadata.controller
-    mine = owner is not None and owner.uid == uid
-    return mine and pod.metadata.labels.get(names.LABEL_POOL) == pool and not pod.metadata.deletion_timestamp

@@ -13,6 +13,11 @@ from tokenservice.runtime.controller import Outcome
 
 STAGES = ("lock", "build")
 ROLLOUT_STAGES = ("pre-pull", "update", "verify", "roll-back")
+MISSES = (
+    *("Empty", "NotFound", "Filling", "ShapeMismatch"),
+    *("LoadFailed", "AssignmentRefused", "Unreachable", "ProgressDeadlineExceeded"),
+)
+"""Why a pod that a warm one was to be is a cold one, or none: reasons of WarmPoolReady, and that none waited."""
 _STAGE_SECONDS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -96,6 +101,15 @@ class Metrics:
         self.rollbacks = Counter(
             "tokenservice_rollbacks_total", "Revisions that gave way to the last good one.", registry=registry
         )
+        self.hits = Counter("tokenservice_pool_hits_total", "Warm pods that were taken from pools.", registry=registry)
+        self.misses = Counter(
+            "tokenservice_pool_misses_total",
+            "Pods that a warm one was to be, and for which none waited, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in MISSES:
+            self.misses.labels(reason)
         self.watch_events = Counter(
             "tokenservice_watch_events_total", "Events received by watches.", ["resource", "type"], registry=registry
         )
@@ -136,6 +150,14 @@ class Metrics:
     def rolled_back(self) -> None:
         """A revision failed and gave way: what the TokenServices' reconciler reports."""
         self.rollbacks.inc()
+
+    def pool_hits(self, pods: int) -> None:
+        """Pods were claimed: what the TokenServices' reconciler reports."""
+        self.hits.inc(pods)
+
+    def pool_misses(self, reason: str, pods: int) -> None:
+        """No pods were there to be claimed: what the TokenServices' reconciler reports."""
+        self.misses.labels(reason).inc(pods)
 
     def watch(self, resource: str, age: Callable[[], float]) -> None:
         """Shows the series of one watch from the start. age: seconds since its last event."""

@@ -5,39 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from tokenservice.api import conditions, names
+from tokenservice.api.conditions import Verdict
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
 from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
+from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.handover import claim as claims
+from tokenservice.handover.assigner import Outcome
+from tokenservice.handover.assignment import Document, document
+from tokenservice.handover.claim import CLAIMS, POOL, Taker
+from tokenservice.handover.effects import PODS, Effects
+from tokenservice.handover.shape import PodSpec, shape
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
+from tokenservice.nodes.fit import lost, unfit
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import RETRY_REFUSED_SECONDS, Refusal
 from tokenservice.pods.schema import InvalidTemplateError
 from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
-from tokenservice.services import environment, render, revisions, rollout
+from tokenservice.services import environment, render, revisions, rollout, warm
 from tokenservice.services.plan import Apply, Child, Plan, plan, pull_events, wanted
 from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
 from tokenservice.services.verify import Answer
+from tokenservice.services.warm import Hand, Pooled
 
 TOKENSERVICES = Resource(names.GROUP, names.VERSION, "tokenservices", "TokenService")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 SERVICES = Resource("", "v1", "services", "Service")
 BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
-PODS = Resource("", "v1", "pods", "Pod")
 NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
 REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 CONDAENVIRONMENTS = Resource(names.GROUP, names.VERSION, "condaenvironments", "CondaEnvironment")
@@ -66,6 +76,9 @@ STAGES = {
     conditions.ROLLING_BACK: "roll-back",
 }
 """Reasons of Progressing whose time is measured."""
+
+CLAIM_TRIES = 5
+"""Looks for warm pods in one step, where others take them first."""
 
 _log = get_logger("tokenservice.services")
 
@@ -98,19 +111,36 @@ class Asks(Protocol):
     def ask(self, pod: Pod, /) -> None: ...
 
 
-class RolloutMetrics(Protocol):
+class Assigns(Protocol):
+    """Gives claimed pods their models, in the background."""
+
+    @property
+    def key_id(self) -> str: ...
+
+    @property
+    def outcomes(self) -> Mapping[str, Outcome]: ...
+
+    def assign(self, pod: Pod, nonce: str, document: Document, seconds: float, /) -> None: ...
+
+
+class ServiceMetrics(Protocol):
     """What the reconciler reports; times are seconds."""
 
     def rollout_stage(self, stage: str, seconds: float, /) -> None: ...
 
     def rolled_back(self) -> None: ...
 
+    def pool_hits(self, pods: int, /) -> None: ...
+
+    def pool_misses(self, reason: str, pods: int, /) -> None: ...
+
 
 @dataclass(frozen=True)
 class Caches:
     """Caches of the children; revisions and pods are indexed by "namespace/TokenService name", pods that bring images
-    to nodes by that and `PULLS`. nodes: all nodes, none where they cannot be seen. pools: the WarmPools of a namespace
-    that run in the CondaEnvironment of that name.
+    to nodes by that and `PULLS`, claimed ones by that and `CLAIMS`, and those of pools by "namespace/WarmPool name" and
+    `POOL`. nodes: all nodes, none where they cannot be seen. node: one of them. pools: the WarmPools of a namespace
+    that run in the CondaEnvironment of that name. pool: one of them; pool_spec: that of its pods, once it is known.
     """
 
     deployments: Cache[Deployment]
@@ -120,7 +150,10 @@ class Caches:
     environments: Environments
     revisions: Cache[ControllerRevision]
     nodes: Callable[[], Iterable[Node]] = tuple
+    node: Callable[[str], Node | None] | None = None
     pools: Callable[[str, str], Iterable[object]] = lambda _namespace, _name: ()
+    pool: Callable[[str, str], WarmPool | None] = lambda _namespace, _name: None
+    pool_spec: Callable[[str, str], PodSpec | None] = lambda _namespace, _name: None
 
 
 @dataclass
@@ -143,6 +176,22 @@ class _Memo:
     """Nodes for which no pod could be made that brings images there, and why."""
     checked: dict[Child, tuple[tuple[bytes | None, str], str | None]] = field(default_factory=dict)
     """Child -> what there is (managed fields, hash) and the hash of what should be, for which nothing was to apply."""
+    shaped: tuple[str, str] | None = None
+    """The name of a revision, and the shape of its pods."""
+    fits: tuple[str, Pooled, Verdict] | None = None
+    """The name of a revision, a pool, and whether its pods fit."""
+    missed: int = 0
+    """Pods for which no warm one waited, as they were counted last."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What is, and what follows from it."""
+
+    snapshot: Snapshot
+    found: Step
+    hand: Hand
+    plan: Plan
 
 
 class Reconciler:
@@ -157,7 +206,9 @@ class Reconciler:
         recorder: EventRecorder,
         *,
         asker: Asks,
-        metrics: RolloutMetrics,
+        assigner: Assigns,
+        on_claim: Callable[[Key], None],
+        metrics: ServiceMetrics,
         cluster_domain: str,
         now: Callable[[], datetime],
     ) -> None:
@@ -167,6 +218,11 @@ class Reconciler:
         self._schemas = schemas
         self._recorder = recorder
         self._asker = asker
+        self._assigner = assigner
+        self._on_claim = on_claim
+        self._effects = Effects(client, caches.pods, now)
+        self._waiting: dict[Key, set[Key]] = {}
+        """WarmPool -> the TokenServices that would take another of its pods."""
         self._metrics = metrics
         self._stages: dict[Key, tuple[str, datetime | None]] = {}
         """The newest reason of Progressing, and since when; None where that was not seen."""
@@ -185,9 +241,11 @@ class Reconciler:
         if service is None:
             self._memos.pop(key, None)
             self._stages.pop(key, None)
+            self._wait_for(key, None, waits=False)
             return Result()
         memo = await self._memo(key, service)
-        snapshot, found, step = self._plan(service, memo)
+        picture = await self._taken(key, service, memo)
+        snapshot, found, hand, step = picture.snapshot, picture.found, picture.hand, picture.plan
         if service.status.observed_generation and (found.adopt or any(_lost(apply) for apply in step.applies)):
             # Children that were right are gone or different. That may be since the TokenService is being deleted,
             # unseen by the watch as yet: an orphan must not get its owner back.
@@ -196,7 +254,9 @@ class Reconciler:
                 self._store.remove(key)
             if current is None or current.deletion_timestamp:
                 return Result()
-        wrote = await self._mark(key, service, found)
+        self._assign(key, service, found, hand)
+        wrote = await self._put_into_service(found, hand)
+        wrote = await self._mark(key, service, found) or wrote
         for apply in step.applies:
             refusal = await self._apply(key, apply, memo)
             if refusal and apply.child == "environment":
@@ -207,12 +267,19 @@ class Reconciler:
             elif apply.child == "deployment":
                 self._tell(key, service, pull_events(found))
         wrote = await self._pull(key, found, memo) or wrote
+        wrote = await self._hand_over(service, snapshot, found, hand) or wrote
         if step.leftover:
             await self._delete(key, step.leftover)
         await self._clear(key, found)
         if step.applies or wrote:
             # The answers may show more than the watches have told so far, and the watches will not tell it again.
-            snapshot, found, step = self._plan(service, memo)
+            picture = self._picture(service, memo)
+            snapshot, found, hand, step = picture.snapshot, picture.found, picture.hand, picture.plan
+            self._assign(key, service, found, hand)
+        self._wait_for(key, service, waits=hand.waits)
+        if hand.balance.missed > memo.missed:
+            self._metrics.pool_misses(hand.miss, hand.balance.missed - memo.missed)
+        memo.missed = hand.balance.missed
         for pod in found.ask:
             self._asker.ask(pod)
         if _image(snapshot.surroundings.runs_in) != memo.runs_in:
@@ -224,22 +291,24 @@ class Reconciler:
         if newest is not None and _asks(newest) != _asks(service):
             # The answer to our own write brought a newer spec, which the watch then takes for known.
             return Result(requeue_after=0.0)
-        if step.applies or found.mark or found.again is not None:
+        if step.applies or found.mark or found.again is not None or hand.acts:
             # Seen only after the first writes, of which no watch tells anything that is new.
             return Result(requeue_after=0.0)
         return Result(requeue_after=step.requeue_after)
 
-    def _plan(self, service: TokenService, memo: _Memo) -> tuple[Snapshot, Step, Plan]:
+    def _picture(self, service: TokenService, memo: _Memo) -> _Picture:
         namespace, name = service.metadata.namespace, service.metadata.name
-        key = f"{namespace}/{name}"
+        key, now = f"{namespace}/{name}", self._now()
+        claimed = self._caches.pods.by_index(f"{key}{CLAIMS}")
         snapshot = Snapshot(
             service=service,
             children=memo.children,
             deployment=self._caches.deployments.get(namespace, name),
             service_object=self._caches.services.get(namespace, name),
             budget=self._caches.budgets.get(namespace, name),
-            pods=self._caches.pods.by_index(key),
-            now=self._now(),
+            pods=(*self._caches.pods.by_index(key), *(pod for pod in claimed if _serves(pod))),
+            claims=claims.claims(claimed, service.metadata.uid, self._lost, now) if claimed else (),
+            now=now,
             cluster_domain=self._cluster_domain,
             surroundings=self._surroundings(service, memo.environment, memo.environment_refusal),
             revisions=self._caches.revisions.by_index(key),
@@ -250,8 +319,135 @@ class Reconciler:
             unpullable=memo.unpullable,
         )
         found = rollout.step(snapshot)
-        snapshot = replace(snapshot, children=_composed(memo, found))
-        return snapshot, found, plan(snapshot, _changes(snapshot, memo, found), found)
+        hand = self._hand(snapshot, found, memo)
+        snapshot = replace(snapshot, children=_composed(memo, found, hand))
+        return _Picture(snapshot, found, hand, plan(snapshot, _changes(snapshot, memo, found), found, hand))
+
+    # -- pods of a pool
+
+    def _hand(self, snapshot: Snapshot, found: Step, memo: _Memo) -> Hand:
+        service, target = snapshot.service, found.target
+        namespace, name = service.metadata.namespace, service.pool_name
+        pooled = None
+        if name and service.spec.warm_pool and service.spec.warm_pool.policy != "Never":
+            pooled = Pooled(name, self._caches.pool(namespace, name), self._caches.pool_spec(namespace, name))
+        fits = None
+        if pooled and target:
+            known = memo.fits
+            if known is None or known[0] != target.name or not known[1].same(pooled):
+                memo.fits = known = target.name, pooled, warm.fit(pooled, target.template)
+            fits = known[2]
+
+        def waiting(count: int) -> tuple[Pod, ...]:
+            if pooled is None or pooled.pool is None or target is None:
+                return ()
+            if memo.shaped is None or memo.shaped[0] != target.name:
+                memo.shaped = target.name, shape(target.template["spec"])
+            metadata = pooled.pool.metadata
+            pods = self._caches.pods.by_index(f"{namespace}/{metadata.name}{POOL}")
+            found = claims.takeable(
+                (pod for pod in pods if self._effects.free(pod)),
+                metadata.name,
+                metadata.uid,
+                shape=memo.shaped[1],
+                key_id=self._assigner.key_id,
+                unfit=self._unfit,
+            )
+            return tuple(islice(found, count))
+
+        return warm.hand(
+            snapshot,
+            found,
+            outcomes=self._assigner.outcomes,
+            key_id=self._assigner.key_id,
+            lost=self._lost,
+            warm=waiting,
+            fits=fits,
+        )
+
+    def _lost(self, name: str) -> bool:
+        """Whether a node does not answer; where nodes cannot be seen, each does."""
+        if self._caches.node is None or not name:
+            return False
+        node = self._caches.node(name)
+        return node is None or lost(node)
+
+    def _unfit(self, name: str) -> bool:
+        """Whether no pod is to be taken from a node."""
+        if self._caches.node is None:
+            return False
+        node = self._caches.node(name)
+        return node is None or unfit(node) is not None
+
+    async def _taken(self, key: Key, service: TokenService, memo: _Memo) -> _Picture:
+        """The picture, once the warm pods are claimed that it asks for: nothing is to come before that."""
+        picture = self._picture(service, memo)
+        for _ in range(CLAIM_TRIES):
+            take, pool = picture.hand.balance.take, service.pool_name
+            if not take or pool is None or service.metadata.deletion_timestamp:
+                break
+            taker = Taker(*key, uid=service.metadata.uid)
+            got = await self._effects.claim(taker, take, picture.hand.revision, pool)
+            if got:
+                self._metrics.pool_hits(got)
+                self._on_claim((key[0], pool))
+            picture = self._picture(service, memo)
+        return picture
+
+    def _assign(self, key: Key, service: TokenService, found: Step, hand: Hand) -> None:
+        if found.target is None:
+            return
+        seconds = float(service.spec.rollout.progress_deadline_seconds)
+        for each in hand.assign:
+            nonce = each.pod.metadata.annotations.get(names.ANNOTATION_NONCE, "")
+            self._assigner.assign(each.pod, nonce, document("/".join(key), found.target.template), seconds)
+
+    async def _put_into_service(self, found: Step, hand: Hand) -> bool:
+        """Sends requests to the pods whose model is there. Returns whether there were any."""
+        if found.target is not None:
+            for each, stages in hand.serve:
+                await self._effects.serve(each, found.target.template, stages)
+        return bool(hand.serve)
+
+    async def _hand_over(self, service: TokenService, snapshot: Snapshot, found: Step, hand: Hand) -> bool:
+        """What can wait: drops claims, and makes others the Deployment's. Returns whether anything was done."""
+        metadata = service.metadata
+        if metadata.deletion_timestamp or found.target is None:
+            return False
+        if hand.cold is not None:
+            await self._patch_revision((metadata.namespace, metadata.name), found.target.name, warm.mark(hand.cold))
+            _log.warning(
+                "goes without warm pods",
+                action=REVISIONS.kind,
+                revision=found.target.name,
+                reason=hand.cold.reason,
+                error=hand.cold.message,
+            )
+        for pod, why in hand.drop:
+            await self._effects.drop(pod, why)
+        taker = Taker(metadata.namespace, metadata.name, metadata.uid)
+        settled = 0
+        if hand.balance.settle:
+            ready = warm.ready(snapshot, hand.revision)
+            settled = await self._effects.settle(taker, hand.balance.settle, hand.revision, ready)
+        for pod in hand.finish:
+            await self._effects.finish(taker, pod)
+        return bool(hand.cold or hand.drop or settled or hand.finish)
+
+    def _wait_for(self, key: Key, service: TokenService | None, *, waits: bool) -> None:
+        """Keeps in mind who would take another pod of which pool."""
+        pool = (key[0], service.pool_name) if service and service.pool_name and waits else None
+        for known, keys in tuple(self._waiting.items()):
+            if known[0] == key[0] and known != pool and key in keys:
+                keys.discard(key)
+                if not keys:
+                    del self._waiting[known]
+        if pool:
+            self._waiting.setdefault(pool, set()).add(key)
+
+    def waiting_for(self, pool: Key) -> tuple[Key, ...]:
+        """The TokenServices that would take another pod of the WarmPool."""
+        return tuple(self._waiting.get(pool, ()))
 
     def _surroundings(self, service: TokenService, wanted: Manifest | None, refusal: Refusal | None) -> Surroundings:
         namespace = service.metadata.namespace
@@ -480,14 +676,19 @@ def _lost(apply: Apply) -> bool:
     return apply.child != "revision" and apply.why != "changed"
 
 
-def _composed(memo: _Memo, found: Step) -> render.Children | Refusal:
+def _serves(pod: Pod) -> bool:
+    return names.LABEL_SERVICE in pod.metadata.labels
+
+
+def _composed(memo: _Memo, found: Step, hand: Hand) -> render.Children | Refusal:
     """What should be, the Deployment with the template of the revision that it is to have."""
     children, target = memo.children, found.target
     if isinstance(children, Refusal) or children.deployment is None or target is None:
         return children
-    which = (target.name, target.number > 1, found.hold)
+    which = (target.name, target.number > 1, found.hold, hand.deployed)
     if memo.composed is None or memo.composed[0] != which:
-        memo.composed = which, revisions.deployment(children.deployment, target, hold=found.hold)
+        made = revisions.deployment(children.deployment, target, hold=found.hold, replicas=hand.deployed)
+        memo.composed = which, made
     return replace(children, deployment=memo.composed[1])
 
 

@@ -10,17 +10,18 @@ from tokenservice.api import conditions as names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
 from tokenservice.api.jobs import MESSAGE_BYTES
-from tokenservice.api.meta import Condition, Deployment, Object
+from tokenservice.api.meta import Condition, Deployment, Object, Pod
 from tokenservice.api.names import LABEL_SERVICE
 from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.pods.environment import verdict
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import Refusal
-from tokenservice.services import environment, render
+from tokenservice.services import environment, render, revisions
 from tokenservice.services.failures import failures
 from tokenservice.services.policies import Facts, conditions
 from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot
+from tokenservice.services.warm import Hand
 
 Child = Literal["environment", "revision", "deployment", "service", "budget"]
 CHILDREN: tuple[Child, ...] = ("environment", "revision", "deployment", "service", "budget")
@@ -76,13 +77,14 @@ class Plan:
     """Seconds after which to look again without a change; None for never."""
 
 
-def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step) -> Plan:
-    """What to do about `snapshot`, apart from what its rollout's `step` says itself.
+def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step, hand: Hand) -> Plan:
+    """What to do about `snapshot`, apart from what its rollout's `step` and its warm pool's `hand` say themselves.
 
     Args:
         snapshot: what is.
         changes: the children that differ from what they should be, each with the reason in words.
         step: how far the rollout is; `snapshot` has the Deployment that it asks for among the children.
+        hand: what is taken from a warm pool.
 
     """
     service = snapshot.service
@@ -98,7 +100,7 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step) -> Plan:
         and (taken if child == "environment" else refusal) is None
         and (manifest := wanted(snapshot, child, step)) is not None
     )
-    facts = _facts(snapshot, refusal, taken, changes, step)
+    facts = _facts(snapshot, (refusal, taken), changes, step, hand)
     status = _status(snapshot, facts)
     leftover = _leftover(snapshot)
     shared = leftover is not None and snapshot.surroundings.shared
@@ -106,6 +108,7 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step) -> Plan:
         *(each.wait for each in (refusal, taken) if each),
         RETRY_SHARED_SECONDS if shared else None,
         step.requeue_after,
+        hand.requeue_after,
     )
     return Plan(
         applies=applies,
@@ -229,8 +232,14 @@ def _live(snapshot: Snapshot) -> dict[Child, Deployment | Object | None]:
 
 
 def _facts(
-    snapshot: Snapshot, refusal: Refusal | None, taken: Refusal | None, changes: Mapping[Child, str], step: Step
+    snapshot: Snapshot,
+    refusals: tuple[Refusal | None, Refusal | None],
+    changes: Mapping[Child, str],
+    step: Step,
+    hand: Hand,
 ) -> Facts:
+    """refusals: of the children, and of the CondaEnvironment that the spec has inline."""
+    refusal, taken = refusals
     service, around = snapshot.service, snapshot.surroundings
     # With a name that is taken, neither Deployment nor pods need be ours.
     conflict = refusal is not None and refusal.reason == "NameConflict"
@@ -239,12 +248,18 @@ def _facts(
         service=service,
         refusal=refusal,
         deployment=mine,
-        failures=() if conflict else failures(snapshot.pods, mine),
+        failures=() if conflict else failures(_pods(snapshot), mine),
         outdated="deployment" in changes,
         environment=verdict(service, around.used, taken, outdated="environment" in changes),
         unbuilt=around.runs_in is None,
         step=step,
+        hand=hand,
     )
+
+
+def _pods(snapshot: Snapshot) -> tuple[Pod, ...]:
+    """All pods of the service, with those that have no model yet."""
+    return (*snapshot.pods, *(claim.pod for claim in snapshot.claims if claim.served is None))
 
 
 def _current(before: str | None, facts: Facts) -> str | None:
@@ -257,6 +272,9 @@ def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
     service, mine, step = snapshot.service, facts.deployment, facts.step
     counts = mine.status if mine else None
     before = service.status
+    claims = facts.hand.claims
+    label = revisions.label(step.update.name) if step.update else ""
+    updated = sum(1 for claim in claims if claim.serves and claim.revision == label)
     runs_in = snapshot.surroundings.runs_in
     if step.target and step.update and step.target.name != step.update.name:
         runs_in = step.target.environment
@@ -267,9 +285,10 @@ def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
         observed_generation=service.metadata.generation,
         url=render.url(service, snapshot.cluster_domain),
         selector=f"{LABEL_SERVICE}={service.metadata.name}",
-        replicas=counts.replicas if counts else 0,
-        ready_replicas=counts.ready_replicas if counts else 0,
-        updated_replicas=counts.updated_replicas if counts and step.updated else 0,
+        replicas=(counts.replicas if counts else 0) + len(claims),
+        ready_replicas=(counts.ready_replicas if counts else 0) + facts.hand.serving,
+        updated_replicas=(counts.updated_replicas if counts and step.updated else 0) + updated,
+        warm_replicas=len(claims),
         current_revision=_current(before.current_revision, facts),
         update_revision=step.update.name if step.update else before.update_revision,
         last_good_revision=step.good,

@@ -26,6 +26,7 @@ from tokenservice.pods.failures import where
 from tokenservice.pods.refusal import Refusal
 from tokenservice.services import amounts
 from tokenservice.services.rollout import Step, missed_deadline
+from tokenservice.services.warm import Hand
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Facts:
     """Whether there is no image to run, and none that ran before."""
     step: Step = field(default_factory=Step)
     """How far the rollout is."""
+    hand: Hand = field(default_factory=lambda: Hand(0))
+    """What is taken from a warm pool."""
 
     @property
     def desired(self) -> int:
@@ -51,7 +54,12 @@ class Facts:
 
     @property
     def available(self) -> int:
-        return self.deployment.status.available_replicas if self.deployment else 0
+        return self.hand.serving + (self.deployment.status.available_replicas if self.deployment else 0)
+
+    @property
+    def asked(self) -> int:
+        """How many of the replicas are the Deployment's."""
+        return self.hand.deployed if self.hand.claims or self.hand.balance.short else self.desired
 
     @property
     def observed(self) -> bool:
@@ -62,7 +70,7 @@ class Facts:
             and not self.outdated
             and deployment.metadata.deletion_timestamp is None
             and deployment.status.observed_generation >= deployment.metadata.generation
-            and deployment.spec.replicas == self.desired
+            and deployment.spec.replicas == self.asked
         )
 
     @property
@@ -76,7 +84,10 @@ class Facts:
         if not self.deployment or not self.observed:
             return False
         status = self.deployment.status
-        return status.updated_replicas == status.replicas == status.available_replicas == self.desired
+        if not self.hand.claims:
+            return status.updated_replicas == status.replicas == status.available_replicas == self.desired
+        # A pod that a claimed one stands for may be on its way still.
+        return status.updated_replicas == status.replicas == self.asked and self.available >= self.desired
 
     @property
     def mixed(self) -> bool:
@@ -95,13 +106,14 @@ class Facts:
 
 
 def conditions(facts: Facts) -> tuple[Condition, ...]:
-    """Ready, EnvironmentReady (unless the image is prebuilt), Available, Progressing, and RolledBack where that is so;
-    without transition times.
+    """Ready, EnvironmentReady (unless the image is prebuilt), WarmPoolReady (where the spec names a pool), Available,
+    Progressing, and RolledBack where that is so; without transition times.
     """
     generation = facts.service.metadata.generation
     verdicts = {
         names.READY: _first(READY_POLICIES, facts),
         names.ENVIRONMENT_READY: facts.environment,
+        names.WARM_POOL_READY: facts.hand.verdict,
         names.AVAILABLE: available(facts),
         names.PROGRESSING: _first(PROGRESSING_POLICIES, facts),
         names.ROLLED_BACK: rolled_back(facts),
@@ -178,6 +190,19 @@ def _waiting(facts: Facts) -> Verdict | None:
     if not facts.step.waits or facts.environment is None:
         return None
     return "False", names.ENVIRONMENT_NOT_READY, f"{_wanting(facts.environment)}; until then {_served(facts)} as before"
+
+
+def _lacking(facts: Facts) -> Verdict | None:
+    """Only warm pods will do, and none waits."""
+    if not facts.hand.balance.short:
+        return None
+    verdict = facts.hand.verdict
+    why = f": {names.first_line(verdict[2])}" if verdict and verdict[0] != "True" else ""
+    return (
+        "False",
+        names.WAITING_FOR_WARM_POD,
+        f"{_served(facts)}; {facts.hand.balance.short} wait for a warm pod (spec.warmPool.policy: Required){why}",
+    )
 
 
 def _wanting(environment: Verdict) -> str:
@@ -270,11 +295,11 @@ def _progressing(facts: Facts) -> Verdict:
 
 READY_POLICIES = (
     *(_refused, _failed, _answering_wrongly, _serving, _unbuilt, _waiting, _failing, _held, _too_late, _pulling),
-    _underway,
+    *(_lacking, _underway),
 )
 PROGRESSING_POLICIES = (
     *(_refused, _preparing, _going_back, _answering_wrongly, _verifying, _done, _unbuilt, _waiting, _held, _too_late),
-    _progressing,
+    *(_lacking, _progressing),
 )
 
 

@@ -172,7 +172,7 @@ def mark(failed: Failed) -> Manifest:
 
 def again(number: int, now: datetime) -> Manifest:
     """The patch of a ControllerRevision that is asked for again: it is tried as if it were new."""
-    annotations = {names.ANNOTATION_FAILED: None, names.ANNOTATION_ASKED_AT: stamp(now)}
+    annotations = {names.ANNOTATION_FAILED: None, names.ANNOTATION_COLD: None, names.ANNOTATION_ASKED_AT: stamp(now)}
     return {"revision": number, "metadata": {"annotations": annotations}}
 
 
@@ -187,13 +187,14 @@ def label(name: str) -> str:
     return name.rsplit("-", 1)[-1]
 
 
-def deployment(base: Manifest, revision: Wanted, *, hold: bool) -> Manifest:
+def deployment(base: Manifest, revision: Wanted, *, hold: bool, replicas: int) -> Manifest:
     """The Deployment with the template of `revision`.
 
     Args:
         base: the Deployment as rendered, whatever its template.
         revision: the one that it is to have.
         hold: whether its rollout is held.
+        replicas: how many of the TokenService's pods are the Deployment's.
 
     Pods of a first revision count as soon as they are Ready: nothing is replaced by them. Later ones must stay so for
     a moment first, before an old one goes.
@@ -201,7 +202,7 @@ def deployment(base: Manifest, revision: Wanted, *, hold: bool) -> Manifest:
     """
     metadata = base["metadata"]
     annotations = {**(metadata.get("annotations") or {}), names.ANNOTATION_REVISION: revision.name}
-    spec = {**base["spec"], "template": revision.template}
+    spec = {**base["spec"], "template": revision.template, "replicas": replicas}
     if hold:
         spec["paused"] = True
     if revision.number > 1:

@@ -19,6 +19,8 @@ from tokenservice.api import names
 from tokenservice.api.conditions import cut
 from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, stamp, time_of
 from tokenservice.api.v1alpha1 import Failure
+from tokenservice.handover.balance import holds
+from tokenservice.handover.claim import served_at
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
 from tokenservice.nodes.prepull import Pulls
@@ -60,6 +62,7 @@ class Step:
         failed: why `update` is not rolled out any more.
         up: whether every pod of `update` that is asked for is Ready, though it may not have proven good yet.
         waits: whether all else of the spec waits for its environment.
+        hurry: whether all else waits for pods that came from a pool to become the Deployment's.
         left: whether there are pods of other revisions than `target`.
         wrong: what a Ready pod of `update` answers that should give a token.
         pulls: how far images are on their way; None where none are needed.
@@ -83,6 +86,7 @@ class Step:
     failed: Failed | None = None
     up: bool = False
     waits: bool = False
+    hurry: bool = False
     left: bool = False
     wrong: str | None = None
     pulls: Pulls | None = None
@@ -173,7 +177,9 @@ def _judged(snapshot: Snapshot, found: Step, update: Wanted) -> Step:
     if deployment is None or not found.updated:
         return found
     pods, since = _pods_of(snapshot, update.name), update.since
-    up = len(pods) == service.spec.replicas > 0 and all(_ready_since(pod) for pod in pods)
+    ready = sum(1 for pod in pods if _ready_since(pod))
+    # Where there are claims, pods that they take the places of may not be Ready any more.
+    up = ready >= service.spec.replicas > 0 if snapshot.claims else ready == len(pods) == service.spec.replicas > 0
     found = replace(found, up=up)
     wrong = _answered(pods, snapshot.answers, lambda answer: answer.refuted and (since is None or answer.at > since))
     if service.spec.paused or deployment.status.observed_generation < deployment.metadata.generation:
@@ -231,6 +237,9 @@ def _first(pods: tuple[Pod, ...], deployment: Deployment) -> Failure | None:
 def _good(snapshot: Snapshot, deployment: Deployment, pods: tuple[Pod, ...]) -> bool:
     """Whether every pod asked for is Ready, has given a token, and has stayed so for a moment."""
     desired, status = snapshot.service.spec.replicas, deployment.status
+    if snapshot.claims:  # some of the pods are not the Deployment's yet, and some of its pods are about to go
+        proven = sum(1 for pod in pods if _proven(pod, snapshot))
+        return status.updated_replicas == status.replicas and proven >= desired > 0
     if not (status.updated_replicas == status.replicas == status.available_replicas == len(pods) == desired > 0):
         return False
     return all(_proven(pod, snapshot) for pod in pods)
@@ -334,7 +343,7 @@ def _left(snapshot: Snapshot, found: Step) -> bool:
     if found.target is None:
         return False
     label = revisions.label(found.target.name)
-    return any(pod.metadata.labels.get(names.LABEL_REVISION) != label for pod in _staying(snapshot.pods))
+    return any(pod.metadata.labels.get(names.LABEL_REVISION) != label for pod in staying(snapshot.pods))
 
 
 def _progress(deployment: Deployment | None) -> DeploymentCondition | None:
@@ -345,18 +354,21 @@ def _progress(deployment: Deployment | None) -> DeploymentCondition | None:
 def _pods_of(snapshot: Snapshot, name: str) -> tuple[Pod, ...]:
     """The pods of the revision of that name that are there to stay, in the order of their names."""
     label = revisions.label(name)
-    found = (pod for pod in _staying(snapshot.pods) if pod.metadata.labels.get(names.LABEL_REVISION) == label)
+    found = (pod for pod in staying(snapshot.pods) if pod.metadata.labels.get(names.LABEL_REVISION) == label)
     return tuple(sorted(found, key=lambda pod: pod.metadata.name))
 
 
-def _staying(pods: Iterable[Pod]) -> Iterator[Pod]:
+def staying(pods: Iterable[Pod]) -> Iterator[Pod]:
     """The pods that neither have ended nor are on their way out."""
     return (pod for pod in pods if not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED)
 
 
 def _ready_since(pod: Pod) -> datetime | None:
-    found = readiness(pod)
-    return (time_of(found.last_transition_time) or _LONG_AGO) if found else None
+    found, served = readiness(pod), served_at(pod)
+    if found is None:
+        return None
+    ready = time_of(found.last_transition_time) or _LONG_AGO
+    return max(ready, served) if served else ready  # a warm pod is Ready before it has a model
 
 
 def _stable_at(pod: Pod) -> datetime | None:
@@ -384,6 +396,8 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
         return replace(found, target=update)
     if _halfway(snapshot):
         return replace(found, target=current, hold=_unproven(found), waits=True)
+    if holds([claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)], snapshot.now):
+        return replace(found, target=current, hold=_unproven(found), hurry=True)
     if service.spec.rollout.pre_pull and {*prepull.images(update.template)} - {*prepull.images(current.template)}:
         found = _pulled(snapshot, found, update, current)
         if found.target is not update:

@@ -9,6 +9,7 @@ from datetime import datetime
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.handover.claim import Claim
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import Refusal
 from tokenservice.services.render import Children
@@ -43,9 +44,9 @@ class Snapshot:
 
     `children` is what should be, or the refusal that says why there is nothing of it to apply. `deployment`,
     `service_object` and `budget` are what is; `pods` are all pods that carry the service's label, `pull_pods` those
-    that bring its images to nodes. `nodes` is empty where they cannot be seen. `answers`: what pods answered, by uid;
-    `asking`: since when they are being asked.
-    `unpullable`: nodes for which no pod could be made, and why.
+    that bring its images to nodes, `claims` those that came from a pool and are not the Deployment's yet; the ones that
+    serve are among `pods`, too. `nodes` is empty where they cannot be seen. `answers`: what pods answered, by uid;
+    `asking`: since when they are being asked. `unpullable`: nodes for which no pod could be made, and why.
     """
 
     service: TokenService
@@ -59,6 +60,7 @@ class Snapshot:
     surroundings: Surroundings
     revisions: tuple[ControllerRevision, ...] = ()
     pull_pods: tuple[Pod, ...] = ()
+    claims: tuple[Claim, ...] = ()
     nodes: tuple[Node, ...] = ()
     answers: Mapping[str, Answer] = field(default_factory=dict)
     asking: Mapping[str, datetime] = field(default_factory=dict)

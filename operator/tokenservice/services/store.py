@@ -52,6 +52,8 @@ class Store:
         self._items: dict[Key, TokenService] = {}
         self._users: dict[Key, set[Key]] = {}
         """CondaEnvironment -> the TokenServices that run in it."""
+        self._takers: dict[Key, set[Key]] = {}
+        """WarmPool -> the TokenServices that take pods from it."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -72,6 +74,8 @@ class Store:
         self._items[key] = service
         if service.environment_name:
             self._users.setdefault((key[0], service.environment_name), set()).add(key)
+        if service.pool_name:
+            self._takers.setdefault((key[0], service.pool_name), set()).add(key)
         return True
 
     def remove(self, key: Key) -> None:
@@ -81,14 +85,20 @@ class Store:
         """The TokenServices whose spec names this CondaEnvironment, or has it inline; whether it exists or not."""
         return tuple(self._users.get((namespace, environment_name), ()))
 
+    def takers_of(self, namespace: str, pool_name: str) -> tuple[Key, ...]:
+        """The TokenServices whose spec names this WarmPool, or has it as their own; whether it exists or not."""
+        return tuple(self._takers.get((namespace, pool_name), ()))
+
     def _forget(self, key: Key, service: TokenService | None) -> None:
-        if service is None or not service.environment_name:
+        if service is None:
             return
-        environment = (key[0], service.environment_name)
-        users = self._users[environment]
-        users.discard(key)
-        if not users:
-            del self._users[environment]
+        for name, group in ((service.environment_name, self._users), (service.pool_name, self._takers)):
+            if not name:
+                continue
+            keys = group[key[0], name]
+            keys.discard(key)
+            if not keys:
+                del group[key[0], name]
 
 
 def _version(service: TokenService) -> int:

@@ -63,6 +63,7 @@ class Cluster:
         self.version = 0
         self.most = 0
         self.nonces = 0
+        self.made: list[tuple[str, str]] = []
         self.reconciler = self.restarted()
 
     def restarted(self, key: bytes = b"k" * 32) -> Reconciler:
@@ -75,6 +76,7 @@ class Cluster:
             cast("EventRecorder", self),
             key=key,
             now=lambda: self.now,
+            on_made=self.made.append,
             nonce=self._nonce,
         )
         return self.reconciler
@@ -148,11 +150,13 @@ class Cluster:
             raise ApiError(504, "Timeout")
         return msgspec.json.encode(self.pods[name])
 
-    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> bytes:
+    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str, resource_version: str) -> bytes:
         assert resource.plural == "pods"
         if name not in self.pods:
             raise ApiError(404, "NotFound")
         assert self.pods[name]["metadata"]["uid"] == uid
+        if resource_version not in ("", self.pods[name]["metadata"].get("resourceVersion", "")):
+            raise ApiError(409, "Conflict")
         raw = self.pods.pop(name)
         raw = {**raw, "metadata": {**raw["metadata"], "deletionTimestamp": stamp(self.now)}}
         self._wrote("delete")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenservice.api.meta import Pod, stamp
-from tokenservice.pools.sizing import ENDED_SECONDS, Member, Size, is_member, size
+from tokenservice.handover.claim import is_member
+from tokenservice.pools.sizing import ENDED_SECONDS, Member, Size, size
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -19,6 +19,7 @@ from tokenservice.services import plan as plans
 from tokenservice.services import render, revisions, rollout
 from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.verify import Answer
+from tokenservice.services.warm import Hand
 
 from tests.unit.pods.builders import pod_schema
 
@@ -220,10 +221,11 @@ def running(deployment: Deployment, revision: ControllerRevision) -> Deployment:
 def plan(found: Snapshot, changes: Mapping[plans.Child, str]) -> plans.Plan:
     """As the reconciler has it: the rollout's step, and the plan for the Deployment that it asks for."""
     step = rollout.step(found)
-    made = found.children
+    made, replicas = found.children, found.service.spec.replicas
     if not isinstance(made, Refusal) and made.deployment and step.target:
-        made = replace(made, deployment=revisions.deployment(made.deployment, step.target, hold=step.hold))
-    return plans.plan(replace(found, children=made), changes, step)
+        whole = revisions.deployment(made.deployment, step.target, hold=step.hold, replicas=replicas)
+        made = replace(made, deployment=whole)
+    return plans.plan(replace(found, children=made), changes, step, Hand(replicas))
 
 
 def node(name: str, *, ready: bool = True, pressure: bool = False, **fields: Any) -> Node:

@@ -11,6 +11,9 @@ from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod, stamp
 from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
+from tokenservice.handover.assigner import Outcome
+from tokenservice.handover.assignment import Document
+from tokenservice.handover.claim import CLAIMS, POOL
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
@@ -24,6 +27,7 @@ from tests.unit.pods.builders import Schemas
 from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, service
 
 KEY = ("team", "demo")
+KEY_ID = "key"
 REF: dict[str, Any] = {"ref": {"name": "nlp"}}
 INLINE: dict[str, Any] = {"conda": CONDA}
 IMAGES: dict[str, Any] = {"image": {"reference": IMAGE}}
@@ -61,6 +65,10 @@ class Cluster:
         self.asked = 0
         self.stages: list[str] = []
         self.rollbacks = 0
+        self.assigner = Assigner()
+        self.pools_asked: list[tuple[str, str]] = []
+        self.hits = 0
+        self.misses: list[str] = []
         self.reconciler = self.restarted()
         self.want(**spec)
 
@@ -74,6 +82,8 @@ class Cluster:
             cast("SchemaSource", Schemas()),
             cast("EventRecorder", self),
             asker=self,
+            assigner=self.assigner,
+            on_claim=self.pools_asked.append,
             metrics=self,
             cluster_domain="cluster.local",
             now=self.clock,
@@ -217,6 +227,12 @@ class Cluster:
     def rolled_back(self) -> None:
         self.rollbacks += 1
 
+    def pool_hits(self, pods: int) -> None:
+        self.hits += pods
+
+    def pool_misses(self, reason: str, pods: int) -> None:
+        self.misses += [reason] * pods
+
     # -- the client
 
     async def get(self, resource: Resource, namespace: str, name: str) -> bytes:
@@ -298,6 +314,21 @@ class Cluster:
         return str(self.version)
 
 
+class Assigner:
+    """Gives no pod anything: a test says what came of it."""
+
+    key_id = KEY_ID
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self.given: dict[str, Document] = {}
+
+    def assign(self, pod: Pod, nonce: str, document: Document, seconds: float) -> None:
+        assert nonce
+        assert seconds > 0
+        self.given[pod.metadata.uid] = document
+
+
 class Cache:
     """What the cluster holds of one kind."""
 
@@ -311,8 +342,8 @@ class Cache:
     def by_index(self, key: str) -> tuple[Any, ...]:
         found = [raw for (plural, _), raw in self._cluster.objects.items() if plural == self._plural]
         if self._plural == "pods":
-            pulling = key.endswith(PULLS)
-            found = [raw for raw in found if (names.LABEL_PRE_PULL in raw["metadata"]["labels"]) == pulling]
+            kind = next((end for end in (PULLS, CLAIMS, POOL) if key.endswith(end)), "")
+            found = [raw for raw in found if _kind(raw["metadata"]["labels"]) == kind]
         return tuple(msgspec.json.decode(msgspec.json.encode(raw), type=self._kind) for raw in found)
 
     def decode(self, data: bytes) -> Any:
@@ -320,6 +351,12 @@ class Cache:
 
     def observe(self, obj: Any) -> None:
         """It is there already."""
+
+
+def _kind(labels: Mapping[str, str]) -> str:
+    """The end of a pod's key in the index; "" of one that serves."""
+    kinds = ((names.LABEL_POOL, POOL), (names.LABEL_PRE_PULL, PULLS), (names.LABEL_CLAIM, CLAIMS))
+    return next((end for label, end in kinds if label in labels), "")
 
 
 KINDS: dict[str, tuple[str, type[Any]]] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Object, Pod
+from tokenservice.handover.assigner import Outcome
+from tokenservice.handover.assignment import Document
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.events import EventRecorder
 from tokenservice.pods.source import SchemaSource
@@ -69,6 +71,19 @@ class Metrics:
 
     def rolled_back(self) -> None: ...
 
+    def pool_hits(self, pods: int) -> None: ...
+
+    def pool_misses(self, reason: str, pods: int) -> None: ...
+
+
+class Assigner:
+    """No pods of pools are there to be given anything."""
+
+    key_id = "key"
+    outcomes: ClassVar[Mapping[str, Outcome]] = {}
+
+    def assign(self, pod: Pod, nonce: str, document: Document, seconds: float) -> None: ...
+
 
 class Recorder:
     def event(self, *_: Any, **__: Any) -> None: ...
@@ -104,6 +119,8 @@ async def test_a_spec_that_arrives_with_the_answer_to_the_status_is_carried_out(
         cast("SchemaSource", Schemas()),
         cast("EventRecorder", Recorder()),
         asker=Asker(),
+        assigner=Assigner(),
+        on_claim=lambda _: None,
         metrics=Metrics(),
         cluster_domain="cluster.local",
         now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC),

@@ -507,9 +507,9 @@ TEMPLATE = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}}
 def test_the_deployment_has_the_template_of_the_revision_and_its_name() -> None:
     known = base(replicas=3)
     before = copy.deepcopy(known)
-    found = revisions.deployment(known, Wanted("demo-1", 1, TEMPLATE, None), hold=False)
+    found = revisions.deployment(known, Wanted("demo-1", 1, TEMPLATE, None), hold=False, replicas=2)
     assert known == before
-    assert found["spec"] == {**known["spec"], "template": TEMPLATE}
+    assert found["spec"] == {**known["spec"], "template": TEMPLATE, "replicas": 2}
     assert found["metadata"]["name"] == "demo"
     assert found["metadata"]["ownerReferences"] == known["metadata"]["ownerReferences"]
     assert found["metadata"]["annotations"] == {
@@ -521,7 +521,7 @@ def test_the_deployment_has_the_template_of_the_revision_and_its_name() -> None:
 def test_annotations_that_are_there_stay() -> None:
     known = base()
     known["metadata"]["annotations"] = {"example.com/a": "b"}
-    found = revisions.deployment(known, Wanted("demo-1", 1, TEMPLATE, None), hold=False)
+    found = revisions.deployment(known, Wanted("demo-1", 1, TEMPLATE, None), hold=False, replicas=2)
     assert (
         found["metadata"]["annotations"].items() >= {"example.com/a": "b", names.ANNOTATION_REVISION: "demo-1"}.items()
     )
@@ -529,14 +529,14 @@ def test_annotations_that_are_there_stay() -> None:
 
 @pytest.mark.parametrize(("number", "seconds"), [(1, None), (2, STABLE_SECONDS), (3, STABLE_SECONDS)])
 def test_pods_of_later_revisions_have_to_stay_ready_before_they_count(number: int, seconds: int | None) -> None:
-    found = revisions.deployment(base(), Wanted("demo-1", number, TEMPLATE, None), hold=False)
+    found = revisions.deployment(base(), Wanted("demo-1", number, TEMPLATE, None), hold=False, replicas=2)
     assert found["spec"].get("minReadySeconds") == seconds
 
 
 @pytest.mark.parametrize("deadline", [1, 2, STABLE_SECONDS, STABLE_SECONDS + 1, 600])
 def test_pods_have_to_stay_ready_for_less_than_the_deadline_as_the_api_asks_for(deadline: int) -> None:
     known = base(rollout={"progressDeadlineSeconds": deadline})
-    spec = revisions.deployment(known, Wanted("demo-2", 2, TEMPLATE, None), hold=False)["spec"]
+    spec = revisions.deployment(known, Wanted("demo-2", 2, TEMPLATE, None), hold=False, replicas=2)["spec"]
     assert 0 <= spec["minReadySeconds"] < spec["progressDeadlineSeconds"] == deadline
 
 
@@ -545,13 +545,13 @@ def test_pods_have_to_stay_ready_for_less_than_the_deadline_as_the_api_asks_for(
     [({}, False, None), ({}, True, True), ({"paused": True}, False, True), ({"paused": True}, True, True)],
 )
 def test_a_rollout_that_is_held_is_paused(spec: dict[str, Any], hold: bool, paused: bool | None) -> None:
-    found = revisions.deployment(base(**spec), Wanted("demo-1", 1, TEMPLATE, None), hold=hold)
+    found = revisions.deployment(base(**spec), Wanted("demo-1", 1, TEMPLATE, None), hold=hold, replicas=2)
     assert found["spec"].get("paused") is paused
 
 
 def test_whatever_differs_is_applied() -> None:
     made = [
-        revisions.deployment(base(), Wanted(name, number, found, None), hold=hold)
+        revisions.deployment(base(), Wanted(name, number, found, None), hold=hold, replicas=2)
         for name, number, found, hold in [
             ("demo-1", 1, TEMPLATE, False),
             ("demo-2", 1, TEMPLATE, False),

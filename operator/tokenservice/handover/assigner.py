@@ -1,0 +1,189 @@
+"""Giving claimed pods their models, in the background: what an answer means, and the giving itself.
+
+The other side is token_server's docs/token-server.md#warm. The same assignment may be brought any number of times, and
+is answered when the model serves; so nothing is lost with a process that ends in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import aiohttp
+import msgspec
+
+from tokenservice import protocol
+from tokenservice.api import conditions
+from tokenservice.api.conditions import first_line
+from tokenservice.api.meta import Pod
+from tokenservice.handover import tokens
+from tokenservice.handover.assignment import Document
+
+CONNECT_SECONDS = 2.0
+REACH_SECONDS = 30.0
+"""After so long without a connection, none is to be had: a NetworkPolicy, most often."""
+PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between tries; the last one from then on."""
+_BODY_BYTES = 16384
+
+Kind = Literal["serves", "refused", "unfit"]
+"""serves: the model is there. refused: no warm pod can serve this revision. unfit: this pod cannot; another may."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of giving a pod its model.
+
+    Attributes:
+        kind: what follows.
+        reason: for conditions; "" where it serves.
+        message: in words.
+        stages: what the server did until its model served, and for how many seconds.
+
+    """
+
+    kind: Kind
+    reason: str = ""
+    message: str = ""
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    code: str | None = None
+
+
+class _Body(msgspec.Struct):
+    error: _Error = msgspec.field(default_factory=_Error)
+    stages: dict[str, float] = {}
+
+
+def judge(status: int, body: bytes) -> Outcome | None:
+    """What an answer to PUT /assignment means; None if it is to be asked again."""
+    try:
+        found = msgspec.json.decode(body, type=_Body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        found = _Body()
+    if status == 200:
+        return Outcome("serves", stages=found.stages)
+    if status in (429, 503):
+        return None
+    said = first_line(f"HTTP {status}: {found.error.message}".rstrip(": "))
+    if status == 400:
+        return Outcome("refused", conditions.ASSIGNMENT_REFUSED, said)
+    if found.error.code == "load_failed":
+        return Outcome("refused", conditions.LOAD_FAILED, first_line(found.error.message))
+    return Outcome("unfit", conditions.ASSIGNMENT_REFUSED, said)
+
+
+class Assigner:
+    """Brings assignments to pods; knows what came of it.
+
+    Args:
+        key: with which tokens are made.
+        on_outcome: is told of the pod once there is an outcome.
+        clock: seconds that only grow.
+
+    """
+
+    def __init__(self, key: bytes, *, on_outcome: Callable[[Pod], None], clock: Callable[[], float]) -> None:
+        self._key = key
+        self._on_outcome = on_outcome
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._outcomes: dict[str, Outcome] = {}
+
+    @property
+    def key_id(self) -> str:
+        """Of the key with which a pod's token must have been made."""
+        return tokens.key_id(self._key)
+
+    @property
+    def outcomes(self) -> Mapping[str, Outcome]:
+        """By the pod's uid."""
+        return self._outcomes
+
+    def assign(self, pod: Pod, nonce: str, document: Document, seconds: float) -> None:
+        """Begins to give the pod its model, unless that is under way or has come to an end.
+
+        nonce: with which the pod's token was made. seconds: after which it is given up.
+        """
+        uid = pod.metadata.uid
+        if uid not in self._tasks and uid not in self._outcomes:
+            self._tasks[uid] = asyncio.create_task(self._bring(pod, nonce, document, seconds), name=f"assign-{uid}")
+
+    def forget(self, uid: str) -> None:
+        """What is known of a pod that is gone, or settled."""
+        self._outcomes.pop(uid, None)
+        if task := self._tasks.pop(uid, None):
+            task.cancel()
+
+    async def close(self) -> None:
+        """Ends what is under way; whoever comes next begins it anew."""
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _bring(self, pod: Pod, nonce: str, document: Document, seconds: float) -> None:
+        uid = pod.metadata.uid
+        token = tokens.token(self._key, pod.metadata.namespace, pod.metadata.name, nonce)
+        try:
+            try:
+                async with asyncio.timeout(seconds):
+                    outcome = await self._until_answered(url(pod), token, msgspec.json.encode(document))
+            except TimeoutError:
+                outcome = Outcome(
+                    "refused", conditions.PROGRESS_DEADLINE_EXCEEDED, f"its model did not load within {seconds:g} s"
+                )
+            self._outcomes[uid] = outcome
+        finally:
+            if self._tasks.get(uid) is asyncio.current_task():
+                del self._tasks[uid]
+        self._on_outcome(pod)
+
+    async def _until_answered(self, address: str, token: str, body: bytes) -> Outcome:
+        began, tries = self._clock(), 0
+        while True:
+            try:
+                status, answer = await self._put(address, token, body)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                if self._clock() - began >= REACH_SECONDS:
+                    said = first_line(str(error)) or type(error).__name__
+                    return Outcome(
+                        "refused", conditions.UNREACHABLE, f"port {protocol.ASSIGN_PORT} does not answer: {said}"
+                    )
+            else:
+                began = self._clock()
+                if outcome := judge(status, answer):
+                    return outcome
+            await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
+            tries += 1
+
+    async def _put(self, address: str, token: str, body: bytes) -> tuple[int, bytes]:
+        if self._session is None:
+            # Pods are reached directly, whatever proxy the process has for the API server; and as many as there are: a
+            # connection is held while a model loads.
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
+                trust_env=False,
+            )
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Connection": "close"}
+        async with self._session.put(address, data=body, headers=headers, allow_redirects=False) as response:
+            answer = b""
+            while len(answer) < _BODY_BYTES and (piece := await response.content.read(_BODY_BYTES - len(answer))):
+                answer += piece
+            return response.status, answer
+
+
+def url(pod: Pod) -> str:
+    """Where a pod takes its assignment."""
+    address = pod.status.pod_ip
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{protocol.ASSIGN_PORT}{protocol.ASSIGNMENT}"

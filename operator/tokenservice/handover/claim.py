@@ -1,0 +1,147 @@
+"""A pod that was taken from a pool: what of it is known, and which pods of a pool can be taken. Pure functions.
+
+    waits in the pool -> claimed -> given its model -> serves -> settled: a pod of the Deployment
+
+How far it is stands on the pod. Claimed: it has the label of who took it and belongs to that TokenService, not to its
+WarmPool any more. Serves: it has the label that the Service selects. Settled: it has the Deployment's labels, and the
+claim's no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from tokenservice.api import names
+from tokenservice.api.meta import Pod, time_of
+from tokenservice.pods.failures import pod_failures, readiness
+
+POOL = "/pool"
+"""Behind "namespace/WarmPool name": in an index of pods, the key of those that wait in the pool."""
+CLAIMS = "/claim"
+"""Behind "namespace/TokenService name": the key of those that it took from a pool and that are not settled."""
+
+_ENDED = frozenset({"Failed", "Succeeded"})
+
+
+@dataclass(frozen=True)
+class Taker:
+    """The TokenService that pods are taken for."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claimed pod that is neither settled nor on its way out.
+
+    Attributes:
+        pod: the pod.
+        revision: of the TokenService, for which it was taken; the value of the label.
+        at: when it was taken.
+        served: when it was put into the Service; None if that is yet to come.
+        ready: whether the pod is Ready, which a server without a model is, too.
+        failing: why its container does not come up; None if it may.
+        lost: whether its node does not answer.
+
+    """
+
+    pod: Pod
+    revision: str
+    at: datetime
+    served: datetime | None
+    ready: bool
+    failing: str | None
+    lost: bool
+
+    @property
+    def serves(self) -> bool:
+        """Whether it counts as a replica that takes requests."""
+        return self.served is not None and self.ready and not self.lost
+
+
+def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now: datetime) -> tuple[Claim, ...]:
+    """The claims among the pods that carry a TokenService's label of claims, the oldest first.
+
+    Args:
+        pods: those that carry the label.
+        owner_uid: of the TokenService; what an earlier one of its name took is garbage collected.
+        lost: whether a node does not answer.
+        now: the time, for a pod whose annotations somebody has taken away.
+
+    """
+    found = (_claim(pod, lost, now) for pod in pods if _ours(pod, owner_uid))
+    return tuple(sorted(found, key=lambda claim: (claim.at, claim.pod.metadata.name)))
+
+
+def _ours(pod: Pod, owner_uid: str) -> bool:
+    owner = pod.metadata.controller
+    stays = not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED
+    return stays and owner is not None and owner.uid == owner_uid
+
+
+def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
+    labels, annotations = pod.metadata.labels, pod.metadata.annotations
+    at = _time(annotations.get(names.ANNOTATION_CLAIMED_AT)) or now
+    failures = pod_failures(pod)
+    return Claim(
+        pod=pod,
+        revision=labels.get(names.LABEL_REVISION, ""),
+        at=at,
+        served=(served_at(pod) or at) if names.LABEL_SERVICE in labels else None,
+        ready=readiness(pod) is not None,
+        failing=failures[0].message if failures else None,
+        lost=bool(pod.spec.node_name) and lost(pod.spec.node_name),
+    )
+
+
+def served_at(pod: Pod) -> datetime | None:
+    """When a pod that came from a pool was put into its Service; None for others."""
+    return _time(pod.metadata.annotations.get(names.ANNOTATION_SERVED_AT))
+
+
+def stamp_exactly(when: datetime) -> str:
+    """A time to the millisecond: a claim takes less than the second of Kubernetes' timestamps."""
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        found = time_of(text)
+    except ValueError:  # somebody else wrote it
+        return None
+    return found if found and found.tzinfo else None
+
+
+def is_member(pod: Pod, pool: str, uid: str) -> bool:
+    """Whether a pod belongs to the WarmPool of that name and uid, and waits in it."""
+    owner = pod.metadata.controller
+    mine = owner is not None and owner.uid == uid
+    return mine and pod.metadata.labels.get(names.LABEL_POOL) == pool and not pod.metadata.deletion_timestamp
+
+
+def takeable(
+    pods: Iterable[Pod], pool: str, uid: str, *, shape: str, key_id: str, unfit: Callable[[str], bool]
+) -> Iterator[Pod]:
+    """The pods of a pool that can be taken now.
+
+    Args:
+        pods: those that carry the pool's label.
+        pool: the WarmPool's name.
+        uid: its uid.
+        shape: that of the pods that are asked for.
+        key_id: of the key with which their tokens must have been made.
+        unfit: whether a node takes no part: it is cordoned, does not answer, or its disk is full.
+
+    """
+    for pod in pods:
+        metadata = pod.metadata
+        alike = metadata.labels.get(names.LABEL_SHAPE) == shape
+        known = metadata.annotations.get(names.ANNOTATION_KEY) == key_id
+        if not (alike and known and is_member(pod, pool, uid)):
+            continue
+        if readiness(pod) is not None and pod.status.pod_ip and not unfit(pod.spec.node_name):
+            yield pod

@@ -1,0 +1,142 @@
+"""What is done to pods that go from a pool to a Deployment: one write each, and what it answers is taken in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from tokenservice.api import names
+from tokenservice.api.meta import ObjectMeta, Pod, Struct
+from tokenservice.handover import patches
+from tokenservice.handover.claim import Claim, Taker
+from tokenservice.kube.cache import Cache
+from tokenservice.kube.client import STRATEGIC, Client, Resource, decode
+from tokenservice.kube.errors import ApiError
+from tokenservice.runtime.logs import get_logger
+
+PODS = Resource("", "v1", "pods", "Pod")
+REPLICASETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
+
+_log = get_logger("tokenservice.handover")
+
+
+class ReplicaSetSpec(Struct, frozen=True, kw_only=True):
+    replicas: int = 1
+
+
+class ReplicaSet(Struct, frozen=True, kw_only=True):
+    metadata: ObjectMeta
+    spec: ReplicaSetSpec = ReplicaSetSpec()
+
+
+class _Page(Struct, frozen=True, kw_only=True):
+    items: tuple[ReplicaSet, ...] = ()
+
+
+class Effects:
+    """The writes. Each raises ApiError and Unreachable, unless it says otherwise."""
+
+    def __init__(self, client: Client, pods: Cache[Pod], now: Callable[[], datetime]) -> None:
+        self._client = client
+        self._pods = pods
+        self._now = now
+        self._wanted: set[str] = set()
+        """Pods that are being claimed, by uid: others need not try."""
+        self._stale: dict[str, str] = {}
+        """Pods that are no more as they are known to be: uid -> the resourceVersion that was known."""
+
+    def free(self, pod: Pod) -> bool:
+        """Whether it makes sense to try and claim the pod."""
+        uid = pod.metadata.uid
+        if self._stale.get(uid) not in (None, pod.metadata.resource_version):
+            del self._stale[uid]
+        return uid not in self._wanted and uid not in self._stale
+
+    def forget(self, uid: str) -> None:
+        """A pod is gone."""
+        self._stale.pop(uid, None)
+
+    async def claim(self, taker: Taker, pods: Sequence[Pod], revision: str, pool: str) -> int:
+        """Takes the pods out of their pool, side by side. Returns how many it got: others may have been faster."""
+
+        async def one(pod: Pod) -> bool:
+            uid = pod.metadata.uid
+            patch = patches.claim(pod, taker, revision, pool, self._now())
+            self._wanted.add(uid)
+            try:
+                body = await self._client.patch(PODS, taker.namespace, pod.metadata.name, patch)
+            except ApiError as error:
+                if error.is_conflict or error.is_not_found:
+                    self._stale[uid] = pod.metadata.resource_version
+                    return False
+                raise
+            finally:
+                self._wanted.discard(uid)
+            _log.info("claimed", action="Pod", pod=pod.metadata.name, pool=pool)
+            self._pods.observe(self._pods.decode(body))
+            return True
+
+        found = await asyncio.gather(*(one(pod) for pod in pods), return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return sum(1 for each in found if each is True)
+
+    async def serve(self, claim: Claim, template: Mapping[str, Any], stages: Mapping[str, float]) -> None:
+        """Puts the pod into its Service. Nothing, if it is gone."""
+        now = self._now()
+        if await self._patch(claim.pod, patches.serve(claim.pod, template, stages, now)):
+            seconds = round((now - claim.at).total_seconds(), 3)
+            _log.info("serves", action="Pod", pod=claim.pod.metadata.name, duration_s=seconds, stages=dict(stages))
+
+    async def drop(self, pod: Pod, why: str) -> None:
+        """Deletes a claimed pod, which drains as every pod does. It never goes back to its pool."""
+        try:
+            body = await self._client.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
+        except ApiError as error:
+            if not (error.is_not_found or error.is_conflict):
+                raise
+            return
+        _log.info("deleted", action="Pod", pod=pod.metadata.name, reason=why)
+        going = self._pods.decode(body)
+        if going.metadata.deletion_timestamp:  # an answer without is of one that is gone already
+            self._pods.observe(going)
+
+    async def settle(self, taker: Taker, claims: Sequence[Claim], revision: str, ready: int) -> int:
+        """Hands claimed pods to the ReplicaSet of a revision, as many as it has room for. Returns how many.
+
+        Room is what the ReplicaSet is asked for and not Ready: a pod that comes before it has been scaled would be
+        deleted as one too many. revision: the value of its pods' label. ready: how many of its pods are Ready.
+        """
+        selector = f"{names.LABEL_DEPLOYMENT}={taker.name},{names.LABEL_REVISION}={revision}"
+        found: list[ReplicaSet] = []
+        async for page in self._client.list(REPLICASETS, namespace=taker.namespace, label_selector=selector):
+            found += decode(page, _Page).items
+        wanted = max(found, key=lambda each: each.spec.replicas, default=None)
+        template_hash = wanted.metadata.labels.get(patches.LABEL_HASH) if wanted else None
+        if wanted is None or not template_hash:
+            return 0
+        settled = 0
+        for claim in claims[: max(0, wanted.spec.replicas - ready)]:
+            patch = patches.settle(claim.pod, taker, template_hash)
+            if await self._patch(claim.pod, patch):
+                _log.info("settled", action="Pod", pod=claim.pod.metadata.name, replicaset=wanted.metadata.name)
+                settled += 1
+        return settled
+
+    async def finish(self, taker: Taker, pod: Pod) -> None:
+        """Takes off what helped a pod to settle."""
+        await self._patch(pod, patches.finish(pod, taker), content_type=STRATEGIC)
+
+    async def _patch(self, pod: Pod, patch: patches.Patch, **how: Any) -> bool:
+        """False if the pod is gone, or another one has its name."""
+        try:
+            body = await self._client.patch(PODS, pod.metadata.namespace, pod.metadata.name, patch, **how)
+        except ApiError as error:
+            if error.is_not_found or error.is_conflict:
+                return False
+            raise
+        self._pods.observe(self._pods.decode(body))
+        return True

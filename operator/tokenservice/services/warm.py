@@ -1,0 +1,342 @@
+"""A TokenService and its warm pool: which pods it takes, gives their model and hands to its Deployment. Pure functions.
+
+The numbers are decided in `tokenservice.handover.balance`; here they come from a snapshot, and what is wrong with a
+claim is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import msgspec
+
+from tokenservice.api import conditions as reasons
+from tokenservice.api import names
+from tokenservice.api.conditions import Verdict
+from tokenservice.api.meta import ControllerRevision, Pod, stamp, time_of
+from tokenservice.api.pools import WarmPool
+from tokenservice.handover import patches
+from tokenservice.handover.assigner import Outcome
+from tokenservice.handover.balance import Balance, State, balance
+from tokenservice.handover.claim import Claim
+from tokenservice.handover.shape import PodSpec, difference
+from tokenservice.pods.failures import readiness
+from tokenservice.pods.manifests import Manifest
+from tokenservice.services import revisions
+from tokenservice.services.revisions import Wanted
+from tokenservice.services.rollout import Step, staying
+from tokenservice.services.snapshot import Snapshot
+
+EMPTY = "Empty"
+"""Why there is no warm pod: none waits."""
+COLD_SECONDS = 600.0
+"""For so long no warm pod is given a revision that one could not be given: what ails it may pass, such as a hub."""
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The pool that a spec names.
+
+    Attributes:
+        name: of the WarmPool.
+        pool: the WarmPool; None if there is none.
+        spec: of its pods, as they are made now; None as long as that is not known.
+
+    """
+
+    name: str
+    pool: WarmPool | None = None
+    spec: PodSpec | None = None
+
+    def same(self, other: Pooled) -> bool:
+        """Whether both say the same about what fits: a pool has one spec until another one takes its place."""
+        return (self.name, self.pool is None) == (other.name, other.pool is None) and self.spec is other.spec
+
+
+class Cold(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a revision goes without warm pods: what its annotation says.
+
+    Attributes:
+        reason: of a condition.
+        message: in words.
+        at: when that was found, as a timestamp of Kubernetes.
+
+    """
+
+    reason: str
+    message: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Hand:
+    """What is to be done about pods of a pool.
+
+    Attributes:
+        deployed: how many pods the Deployment is to be asked for.
+        claims: what is claimed, of whatever revision; without what is dropped.
+        revision: the value of the label of pods that are taken now.
+        balance: what is to be taken and settled.
+        assign: claims to give their model.
+        serve: claims that have their model, to be put into the Service, each with what the server told of its start.
+        drop: pods to delete, each with the reason.
+        cold: why the revision goes without warm pods from now on.
+        finish: pods that have settled.
+        verdict: WarmPoolReady; None without a pool.
+        requeue_after: seconds after which to look again without a change.
+
+    """
+
+    deployed: int
+    claims: tuple[Claim, ...] = ()
+    revision: str = ""
+    balance: Balance = field(default_factory=lambda: Balance(0))
+    assign: tuple[Claim, ...] = ()
+    serve: tuple[tuple[Claim, Mapping[str, float]], ...] = ()
+    drop: tuple[tuple[Pod, str], ...] = ()
+    cold: Cold | None = None
+    finish: tuple[Pod, ...] = ()
+    verdict: Verdict | None = None
+    requeue_after: float | None = None
+
+    @property
+    def serving(self) -> int:
+        """How many replicas serve that are not the Deployment's."""
+        return sum(1 for claim in self.claims if claim.serves)
+
+    @property
+    def waits(self) -> bool:
+        """Whether another warm pod would be taken as soon as there is one."""
+        return self.balance.missed > 0
+
+    @property
+    def miss(self) -> str:
+        """Why there is no warm pod, in a word."""
+        return self.verdict[1] if self.verdict and self.verdict[0] != "True" else EMPTY
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is something to do that needs nothing else first."""
+        return bool(self.serve or self.drop or self.cold or self.finish or self.balance.take)
+
+
+def hand(
+    snapshot: Snapshot,
+    found: Step,
+    *,
+    outcomes: Mapping[str, Outcome],
+    key_id: str,
+    lost: Callable[[str], bool],
+    warm: Callable[[int], tuple[Pod, ...]],
+    fits: Verdict | None,
+) -> Hand:
+    """The next step.
+
+    Args:
+        snapshot: what is.
+        found: how far the rollout is.
+        outcomes: what came of giving pods their models, by uid.
+        key_id: of the key that tokens are made with.
+        lost: whether a node does not answer.
+        warm: at most so many pods of the pool that can be taken now.
+        fits: whether pods of the pool are of the right shape; None without a pool.
+
+    """
+    service, target = snapshot.service, found.target
+    deployed = snapshot.deployment.spec.replicas if snapshot.deployment else 0
+    if target is None:  # nothing is known to be right, so nothing is taken and nothing given up
+        return Hand(deployed, snapshot.claims, verdict=fits)
+    label = revisions.label(target.name)
+    going = {**_unusable(snapshot.claims, label, key_id), **_failed(snapshot.claims, outcomes)}
+    claims = tuple(claim for claim in snapshot.claims if claim.pod.metadata.uid not in going)
+    until = cold_until(_revision(snapshot, target))
+    cold = _cold(snapshot, outcomes, label)
+    policy = service.spec.warm_pool.policy if service.spec.warm_pool else "Never"
+    pods = _of(snapshot, label)
+    unready = [pod for pod in pods if readiness(pod) is None]
+    state = State(
+        replicas=service.spec.replicas,
+        deployed=deployed,
+        steady=_steady(snapshot, found),
+        observed=_observed(snapshot),
+        ready=len(pods) - len(unready),
+        unready=len(unready),
+        cold=sum(1 for pod in unready if not _begun(pod) or lost(pod.spec.node_name)),
+        claims=claims,
+        policy=policy,
+        barred=cold is not None or (until is not None and until > snapshot.now) or not (fits and fits[0] == "True"),
+        hurry=found.hurry,
+        now=snapshot.now,
+    )
+    done = balance(state, warm)
+    waits = [done.wait]
+    if until and until > snapshot.now and done.missed:
+        waits.append((until - snapshot.now).total_seconds())
+    dropped = {claim.pod.metadata.uid for claim in done.drop}
+    kept = tuple(claim for claim in claims if claim.pod.metadata.uid not in dropped)
+    loading = tuple(claim for claim in kept if claim.served is None)
+    there = {claim.pod.metadata.uid: outcomes.get(claim.pod.metadata.uid) for claim in loading}
+    return Hand(
+        deployed=done.deployed,
+        claims=kept,
+        revision=label,
+        balance=done,
+        assign=tuple(claim for claim in loading if there[claim.pod.metadata.uid] is None),
+        serve=tuple((claim, came.stages) for claim in loading if (came := there[claim.pod.metadata.uid])),
+        drop=(
+            *((claim.pod, going[claim.pod.metadata.uid]) for claim in snapshot.claims if claim not in claims),
+            *((claim.pod, "one too many") for claim in done.drop),
+        ),
+        cold=cold,
+        finish=_finished(snapshot, state),
+        verdict=_verdict(fits, cold or _said(_revision(snapshot, target), snapshot.now)),
+        requeue_after=min((wait for wait in waits if wait is not None), default=None),
+    )
+
+
+def ready(snapshot: Snapshot, label: str) -> int:
+    """How many of the Deployment's pods of that revision are Ready."""
+    return sum(1 for pod in _of(snapshot, label) if readiness(pod))
+
+
+def fit(pooled: Pooled, template: Manifest) -> Verdict:
+    """Whether pods of the pool can serve those of this template."""
+    if pooled.pool is None:
+        return (
+            "False",
+            reasons.NOT_FOUND,
+            f"no WarmPool {pooled.name} in this namespace; make it, or name another one in spec.warmPool.name",
+        )
+    if pooled.spec is None:
+        return "Unknown", reasons.FILLING, f"WarmPool {pooled.name} has no pods yet; `kubectl describe twp` says why"
+    differs = difference(pooled.spec, template["spec"])
+    if differs:
+        said = f"pods of WarmPool {pooled.name} do not fit: {differs}; give both the same template and environment"
+        return "False", reasons.SHAPE_MISMATCH, said
+    return "True", reasons.FITS, f"pods of WarmPool {pooled.name} fit"
+
+
+def mark(cold: Cold) -> Manifest:
+    """The patch of a ControllerRevision that goes without warm pods for a while."""
+    return {"metadata": {"annotations": {names.ANNOTATION_COLD: msgspec.json.encode(cold).decode()}}}
+
+
+def cold_until(revision: ControllerRevision | None) -> datetime | None:
+    """Until when a revision goes without warm pods; None if it need not."""
+    said = _read(revision)
+    at = time_of(said.at) if said else None
+    return at + timedelta(seconds=COLD_SECONDS) if at else None
+
+
+def _said(revision: ControllerRevision | None, now: datetime) -> Cold | None:
+    until = cold_until(revision)
+    return _read(revision) if until and until > now else None
+
+
+def _read(revision: ControllerRevision | None) -> Cold | None:
+    text = revision.metadata.annotations.get(names.ANNOTATION_COLD) if revision else None
+    try:
+        found = msgspec.json.decode(text, type=Cold) if text else None
+        at = time_of(found.at) if found else None
+    except (msgspec.MsgspecError, ValueError):  # somebody else wrote it
+        return None
+    return found if at and at.tzinfo else None
+
+
+def _verdict(fits: Verdict | None, cold: Cold | None) -> Verdict | None:
+    if fits is None or cold is None or fits[0] != "True":
+        return fits
+    said = f"a warm pod could not be given this revision's model: {cold.message}; annotate {names.ANNOTATION_RETRY}"
+    return "False", cold.reason, f"{said} to try again at once, else that is in {COLD_SECONDS / 60:g} minutes"
+
+
+def _unusable(claims: Sequence[Claim], label: str, key_id: str) -> dict[str, str]:
+    """Claims to drop, by uid, with the reason: whatever their model does."""
+    found = {}
+    for claim in claims:
+        uid, annotations = claim.pod.metadata.uid, claim.pod.metadata.annotations
+        if claim.revision != label:
+            found[uid] = "of another revision"
+        elif claim.lost:
+            found[uid] = "its node does not answer"
+        elif claim.served is None and annotations.get(names.ANNOTATION_KEY) != key_id:
+            found[uid] = "its token is not known"
+    return found
+
+
+def _failed(claims: Sequence[Claim], outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """Claims that did not come to serve, by uid, with the reason."""
+    found = {}
+    for claim in claims:
+        outcome = outcomes.get(claim.pod.metadata.uid)
+        if claim.served is None and outcome and outcome.kind != "serves":
+            found[claim.pod.metadata.uid] = outcome.message
+        elif claim.served is None and claim.failing is not None and not (outcome and outcome.kind == "serves"):
+            found[claim.pod.metadata.uid] = claim.failing or "its container ended"
+    return found
+
+
+def _cold(snapshot: Snapshot, outcomes: Mapping[str, Outcome], label: str) -> Cold | None:
+    """What a claim of the revision has just shown: that no warm pod can be given it."""
+    failed = _failed(snapshot.claims, outcomes)
+    for claim in snapshot.claims:
+        uid = claim.pod.metadata.uid
+        if uid not in failed or claim.revision != label or claim.lost:
+            continue
+        outcome = outcomes.get(uid)
+        if outcome and outcome.kind == "unfit":
+            continue
+        reason = outcome.reason if outcome else reasons.LOAD_FAILED
+        return Cold(reason, reasons.cut(failed[uid], 512), stamp(snapshot.now))
+    return None
+
+
+def _steady(snapshot: Snapshot, found: Step) -> bool:
+    """Whether one revision alone is there: that of the Deployment, or none yet."""
+    if snapshot.deployment is None:
+        return True
+    return found.target is not None and found.running == found.target.name and not found.left
+
+
+def _observed(snapshot: Snapshot) -> bool:
+    deployment = snapshot.deployment
+    return deployment is not None and deployment.status.observed_generation >= deployment.metadata.generation
+
+
+def _deployed(pods: Sequence[Pod]) -> tuple[Pod, ...]:
+    """The Deployment's pods that are there to stay."""
+    return tuple(pod for pod in staying(pods) if names.LABEL_DEPLOYMENT in pod.metadata.labels)
+
+
+def _of(snapshot: Snapshot, label: str) -> list[Pod]:
+    """The Deployment's pods of one revision."""
+    return [pod for pod in _deployed(snapshot.pods) if pod.metadata.labels.get(names.LABEL_REVISION) == label]
+
+
+def _begun(pod: Pod) -> bool:
+    """Whether the container that serves has started, once at least."""
+    for status in pod.status.container_statuses:
+        if status.name == names.CONTAINER:
+            return bool(status.state.running or status.state.terminated or status.last_state.terminated)
+    return False
+
+
+def _finished(snapshot: Snapshot, state: State) -> tuple[Pod, ...]:
+    """Pods that a ReplicaSet has taken in, and whose place is not in question any more."""
+    pods = _deployed(snapshot.pods)
+    if state.steady and len(pods) > state.deployed:
+        return ()
+    return tuple(pod for pod in pods if _takes_part(pod))
+
+
+def _takes_part(pod: Pod) -> bool:
+    metadata = pod.metadata
+    ours = names.ANNOTATION_CLAIMED_FROM in metadata.annotations
+    costs = metadata.annotations.get(names.ANNOTATION_DELETION_COST) == patches.COST
+    return ours and costs and metadata.controller is not None and names.LABEL_CLAIM not in metadata.labels
+
+
+def _revision(snapshot: Snapshot, target: Wanted) -> ControllerRevision | None:
+    return next((each for each in snapshot.revisions if each.metadata.name == target.name), None)
