@@ -41,6 +41,7 @@ class State:
         ready: the Deployment's pods of that revision that are Ready.
         unready: those that are not.
         cold: of those, the ones that a warm pod is ahead of: their container has not started, or their node is lost.
+        settling: of the ready ones, those that came from a pool and were handed over just now: as many others go.
         claims: of that revision, on nodes that answer.
         policy: what to do without a warm pod.
         barred: whether warm pods cannot be given this revision.
@@ -56,6 +57,7 @@ class State:
     ready: int
     unready: int
     cold: int
+    settling: int
     claims: Sequence[Claim]
     policy: Policy
     barred: bool
@@ -93,17 +95,23 @@ def balance(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
         return _amid(state, warm)
     deployed = min(state.deployed, state.replicas)
     gap = state.replicas - deployed
-    stand_in, extra = state.claims[:gap], state.claims[gap:]
     # Nobody knows how many of the Deployment's pods go while it is scaled down; what is Ready and asked for stays.
     holes = max(0, deployed - state.ready)
-    kept, drop = _kept(extra, holes if state.observed else len(extra))
-    missing = gap - len(stand_in)
-    wanted = missing + max(0, state.cold - len(kept))
+    ranked = _ranked(state.claims)
+    places = gap + holes if state.observed else len(ranked)
+    here, drop = ranked[:places], ranked[places:]
+    missing = max(0, gap - len(here))
+    # The best are in place of pods that the Deployment is about to have: they are the next to settle.
+    first = max(0, len(here) - gap)
+    kept, stand_in = here[:first], here[first:]
+    # Of those that are not Ready more may be there than are asked for: the ones that have not started go first.
+    cold = min(state.cold, max(0, holes - (state.unready - state.cold)))
+    wanted = missing + max(0, cold - len(kept))
     take = _taken(state, warm, wanted)
     short = max(0, missing - len(take))
     due = [claim for claim in stand_in if claim.serves and _due_at(state, claim) <= state.now]
-    cold = 0 if state.policy == "Required" else short
-    after = deployed + cold + len(due)
+    begun = 0 if state.policy == "Required" else short
+    after = deployed + begun + len(due)
     still = after == state.deployed and state.observed
     return Balance(
         deployed=after,
@@ -111,14 +119,14 @@ def balance(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
         drop=drop,
         settle=_settling(state, kept) if still else (),
         missed=wanted - len(take) if state.policy != "Never" else 0,
-        short=short - cold,
+        short=short - begun,
         wait=_wait(state, (*stand_in, *kept)),
     )
 
 
 def _amid(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
     """Pods of two revisions are there: the Deployment is asked for all, and warm pods come in place of its new ones."""
-    wanted = max(0, state.cold - len(state.claims))
+    wanted = max(0, state.cold - len(state.claims) - state.settling)
     take = _taken(state, warm, wanted)
     return Balance(
         deployed=state.replicas,
@@ -135,16 +143,17 @@ def _taken(state: State, warm: Callable[[int], tuple[Pod, ...]], wanted: int) ->
     return warm(wanted)
 
 
-def _kept(extra: Sequence[Claim], room: int) -> tuple[tuple[Claim, ...], tuple[Claim, ...]]:
-    """Those that have a place, and those that have none: the ones that serve come first, then the older ones."""
-    ranked = sorted(extra, key=lambda claim: (not claim.serves, claim.served is None, claim.at))
-    return tuple(ranked[:room]), tuple(ranked[room:])
+def _ranked(claims: Sequence[Claim]) -> tuple[Claim, ...]:
+    """The ones that serve come first, then the ones that did, then the older ones: the last are missed least."""
+    return tuple(sorted(claims, key=lambda claim: (not claim.serves, claim.served is None, claim.at)))
 
 
 def _settling(state: State, kept: Sequence[Claim]) -> tuple[Claim, ...]:
-    """Those that can take the places of pods that the Deployment has begun."""
-    due = [claim for claim in kept if claim.serves and _due_at(state, claim) <= state.now]
-    return tuple(due[: state.unready])
+    """Those that can take the places that the Deployment has for them.
+
+    Whether it has begun a pod there says nothing: it cannot where a quota is used up, by the claimed pod most of all.
+    """
+    return tuple(claim for claim in kept if claim.serves and _due_at(state, claim) <= state.now)
 
 
 def _due_at(state: State, claim: Claim) -> datetime:
@@ -159,10 +168,11 @@ def _wait(state: State, claims: Sequence[Claim]) -> float | None:
     return min(left, default=None)
 
 
-def holds(claims: Sequence[Claim], now: datetime) -> bool:
-    """Whether another revision is to wait until claims of the one that runs have settled.
+def held(claims: Sequence[Claim], now: datetime) -> float | None:
+    """For how many seconds more another revision is to wait until claims of the one that runs have settled.
 
-    Only those that serve are waited for: the others are dropped, and nobody misses them.
+    None if it need not. Only those that serve are waited for: the others are dropped, and nobody misses them.
     """
     since = [claim.served for claim in claims if claim.serves and claim.served]
-    return bool(since) and (now - max(since)).total_seconds() < HOLD_SECONDS
+    left = HOLD_SECONDS - (now - max(since)).total_seconds() if since else 0.0
+    return left if left > 0 else None

@@ -19,7 +19,7 @@ from tokenservice.api import names
 from tokenservice.api.conditions import cut
 from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, stamp, time_of
 from tokenservice.api.v1alpha1 import Failure
-from tokenservice.handover.balance import holds
+from tokenservice.handover.balance import held
 from tokenservice.handover.claim import served_at
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
@@ -396,8 +396,9 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
         return replace(found, target=update)
     if _halfway(snapshot):
         return replace(found, target=current, hold=_unproven(found), waits=True)
-    if holds([claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)], snapshot.now):
-        return replace(found, target=current, hold=_unproven(found), hurry=True)
+    settle = [claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)]
+    if wait := held(settle, snapshot.now):
+        return replace(found, target=current, hold=_unproven(found), hurry=True, requeue_after=wait)
     if service.spec.rollout.pre_pull and {*prepull.images(update.template)} - {*prepull.images(current.template)}:
         found = _pulled(snapshot, found, update, current)
         if found.target is not update:
