@@ -28,7 +28,7 @@ from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
 from tokenservice.kube.informer import HasMetadata, Informer
 from tokenservice.kube.namespaced import Namespaced
-from tokenservice.nodes.fit import unfit
+from tokenservice.nodes.fit import lost, unfit
 from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
@@ -247,12 +247,21 @@ class Parts:
         """Cordoned, lost or back: pods that wait there count as warm no more, or again."""
         if (unfit(old) if old else "gone") != (unfit(new) if new else "gone"):
             for pool in self._pools.all():
-                self._pool_queue.add_after((pool.metadata.namespace, pool.metadata.name), POOL_SECONDS)
+                key = (pool.metadata.namespace, pool.metadata.name)
+                self._pool_queue.add_after(key, POOL_SECONDS)
+                for waiting in self._reconciler.waiting_for(key):
+                    self._queue.add_after(waiting, POOL_SECONDS)
+        if old and lost(old) != (new is None or lost(new)):
+            # The news of the pods there may have come before.
+            for service in self.services:
+                if service.spec.warm_pool:
+                    self._queue.add_after((service.metadata.namespace, service.metadata.name), POOL_SECONDS)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new is None:
             self._asker.forget(old.metadata.uid)
             self._assigner.forget(old.metadata.uid)
+            self._reconciler.forget(old.metadata.uid)
         if (self._matters(old) if old else None) == (self._matters(new) if new else None):
             return
         for item in (old, new):

@@ -168,7 +168,7 @@ def _wait(state: State, claims: Sequence[Claim]) -> float | None:
     return min(left, default=None)
 
 
-def held(claims: Sequence[Claim], now: datetime) -> float | None:
+def held_for(claims: Sequence[Claim], now: datetime) -> float | None:
     """For how many seconds more another revision is to wait until claims of the one that runs have settled.
 
     None if it need not. Only those that serve are waited for: the others are dropped, and nobody misses them.

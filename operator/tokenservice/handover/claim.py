@@ -36,7 +36,7 @@ class Taker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claimed pod that is neither settled nor on its way out.
+    """A claimed pod that is neither settled nor on its way out; it may have ended.
 
     Attributes:
         pod: the pod.
@@ -46,6 +46,7 @@ class Claim:
         ready: whether the pod is Ready, which a server without a model is, too.
         failing: why its container does not come up; None if it may.
         lost: whether its node does not answer.
+        ended: whether it has ended for good, such as one that was evicted.
 
     """
 
@@ -56,11 +57,12 @@ class Claim:
     ready: bool
     failing: str | None
     lost: bool
+    ended: bool = False
 
     @property
     def serves(self) -> bool:
         """Whether it counts as a replica that takes requests."""
-        return self.served is not None and self.ready and not self.lost
+        return self.served is not None and self.ready and not (self.lost or self.ended)
 
 
 def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now: datetime) -> tuple[Claim, ...]:
@@ -70,7 +72,7 @@ def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now
         pods: those that carry the label.
         owner_uid: of the TokenService; what an earlier one of its name took is garbage collected.
         lost: whether a node does not answer.
-        now: the time, for a pod whose annotations somebody has taken away.
+        now: the time; nothing has happened after it.
 
     """
     found = (_claim(pod, lost, now) for pod in pods if _ours(pod, owner_uid))
@@ -79,22 +81,24 @@ def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now
 
 def _ours(pod: Pod, owner_uid: str) -> bool:
     owner = pod.metadata.controller
-    stays = not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED
-    return stays and owner is not None and owner.uid == owner_uid
+    return not pod.metadata.deletion_timestamp and owner is not None and owner.uid == owner_uid
 
 
 def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
     labels, annotations = pod.metadata.labels, pod.metadata.annotations
-    at = _time(annotations.get(names.ANNOTATION_CLAIMED_AT)) or now
+    # Somebody may have taken the annotation away, or written what they liked.
+    known = _time(annotations.get(names.ANNOTATION_CLAIMED_AT)) or time_of(pod.metadata.creation_timestamp) or now
+    at = min(known, now)
     failures = pod_failures(pod)
     return Claim(
         pod=pod,
         revision=labels.get(names.LABEL_REVISION, ""),
         at=at,
-        served=(served_at(pod) or at) if names.LABEL_SERVICE in labels else None,
+        served=min(served_at(pod) or at, now) if names.LABEL_SERVICE in labels else None,
         ready=readiness(pod) is not None,
         failing=failures[0].message if failures else None,
         lost=bool(pod.spec.node_name) and lost(pod.spec.node_name),
+        ended=pod.status.phase in _ENDED,
     )
 
 

@@ -68,6 +68,10 @@ class Effects:
             try:
                 body = await self._client.patch(PODS, taker.namespace, pod.metadata.name, patch)
             except ApiError as error:
+                # It may be there for the taking still, or ours already, where an answer was lost: of neither need the
+                # watch tell anything that matters. A patch of nothing is answered with the pod as it is.
+                if error.is_conflict and await self._patch(pod, patches.nothing(pod)):
+                    return False
                 if error.is_conflict or error.is_not_found:
                     self._stale[uid] = pod.metadata.resource_version
                     return False
@@ -135,8 +139,13 @@ class Effects:
         try:
             body = await self._client.patch(PODS, pod.metadata.namespace, pod.metadata.name, patch, **how)
         except ApiError as error:
-            if error.is_not_found or error.is_conflict:
+            if error.is_not_found or error.is_conflict or _another(error):
                 return False
             raise
         self._pods.observe(self._pods.decode(body))
         return True
+
+
+def _another(error: ApiError) -> bool:
+    """Whether a patch reached another pod of that name: a uid is a field that cannot be changed (422)."""
+    return error.is_invalid and any(field == "metadata.uid" for field, _ in error.causes)

@@ -445,6 +445,10 @@ class Reconciler:
         if pool:
             self._waiting.setdefault(pool, set()).add(key)
 
+    def forget(self, uid: str) -> None:
+        """A pod is gone."""
+        self._effects.forget(uid)
+
     def waiting_for(self, pool: Key) -> tuple[Key, ...]:
         """The TokenServices that would take another pod of the WarmPool."""
         return tuple(self._waiting.get(pool, ()))

@@ -19,7 +19,7 @@ from tokenservice.api import names
 from tokenservice.api.conditions import cut
 from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, stamp, time_of
 from tokenservice.api.v1alpha1 import Failure
-from tokenservice.handover.balance import held
+from tokenservice.handover.balance import held_for
 from tokenservice.handover.claim import served_at
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
@@ -397,7 +397,7 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
     if _halfway(snapshot):
         return replace(found, target=current, hold=_unproven(found), waits=True)
     settle = [claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)]
-    if wait := held(settle, snapshot.now):
+    if wait := held_for(settle, snapshot.now):
         return replace(found, target=current, hold=_unproven(found), hurry=True, requeue_after=wait)
     if service.spec.rollout.pre_pull and {*prepull.images(update.template)} - {*prepull.images(current.template)}:
         found = _pulled(snapshot, found, update, current)

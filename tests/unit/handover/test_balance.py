@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenservice.api.meta import Pod
-from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS, Balance, State, balance, held
+from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS, Balance, State, balance, held_for
 from tokenservice.handover.claim import Claim
 
 from tests.unit.handover.builders import NOW, claim, due, loads, serves, warm_pod
@@ -212,11 +212,11 @@ def test_in_a_rollout_without_a_warm_pod(policy: str, missed: int) -> None:
 
 
 def test_another_revision_waits_for_those_that_serve() -> None:
-    assert held((), NOW) is None
-    assert held([loads("a")], NOW) is None, "nobody misses it"
-    assert held([claim("a", at=9, served=9, ready=False)], NOW) is None
-    assert held([serves("a", 10), serves("b", 20), loads("c")], NOW) == HOLD_SECONDS - 10
-    assert held([serves("a", 10)], NOW + timedelta(seconds=HOLD_SECONDS)) is None, "no longer"
+    assert held_for((), NOW) is None
+    assert held_for([loads("a")], NOW) is None, "nobody misses it"
+    assert held_for([claim("a", at=9, served=9, ready=False)], NOW) is None
+    assert held_for([serves("a", 10), serves("b", 20), loads("c")], NOW) == HOLD_SECONDS - 10
+    assert held_for([serves("a", 10)], NOW + timedelta(seconds=HOLD_SECONDS)) is None, "no longer"
 
 
 # -- whatever is
