@@ -96,10 +96,19 @@ def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
         at=at,
         served=min(served_at(pod) or at, now) if names.LABEL_SERVICE in labels else None,
         ready=readiness(pod) is not None,
-        failing=failures[0].message if failures else None,
+        failing=failures[0].message if failures and not _ran_since(pod, at) else None,
         lost=bool(pod.spec.node_name) and lost(pod.spec.node_name),
         ended=pod.status.phase in _ENDED,
     )
+
+
+def _ran_since(pod: Pod, at: datetime) -> bool:
+    """Whether the container that serves runs, and has not ended since then: how it ended before says nothing."""
+    for status in pod.status.container_statuses:
+        if status.name == names.CONTAINER and status.state.running is not None:
+            ended = _time(status.last_state.terminated.finished_at) if status.last_state.terminated else None
+            return ended is not None and ended <= at
+    return False
 
 
 def served_at(pod: Pod) -> datetime | None:

@@ -392,13 +392,15 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
     if found.updated and found.good and not found.verified:
         held = _doubtful(snapshot, _pods_of(snapshot, update.name)) and bool(_pods_of(snapshot, found.good))
         return replace(found, target=update, hold=held)
-    if current is None or found.updated or found.verified:
+    if current is None or found.updated:
         return replace(found, target=update)
-    if _halfway(snapshot):
+    if not found.verified and _halfway(snapshot):
         return replace(found, target=current, hold=_unproven(found), waits=True)
     settle = [claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)]
     if wait := held_for(settle, snapshot.now):
         return replace(found, target=current, hold=_unproven(found), hurry=True, requeue_after=wait)
+    if found.verified:
+        return replace(found, target=update)
     if service.spec.rollout.pre_pull and {*prepull.images(update.template)} - {*prepull.images(current.template)}:
         found = _pulled(snapshot, found, update, current)
         if found.target is not update:

@@ -159,7 +159,7 @@ def hand(
     if target is None:  # nothing is known to be right, so nothing is taken and nothing given up
         return Hand(deployed, snapshot.claims, verdict=fits)
     label = revisions.label(target.name)
-    going = {**_unusable(snapshot.claims, label, key_id), **_failed(snapshot.claims, outcomes)}
+    going = {**_failed(snapshot.claims, outcomes), **_unusable(snapshot.claims, label, key_id)}
     claims = tuple(claim for claim in snapshot.claims if claim.pod.metadata.uid not in going)
     before = _said(snapshot, target)
     until = cold_until(before)
@@ -307,9 +307,7 @@ def _cold(snapshot: Snapshot, outcomes: Mapping[str, Outcome], label: str) -> Co
         if outcome and outcome.kind == "unfit":
             continue
         reason = outcome.reason if outcome else reasons.LOAD_FAILED
-        return Cold(
-            reason, reasons.cut(failed[uid], 512), stamp(snapshot.now), asked=revisions.asked(snapshot.service)
-        )
+        return Cold(reason, reasons.cut(failed[uid], 512), stamp(snapshot.now), asked=revisions.asked(snapshot.service))
     return None
 
 

@@ -15,7 +15,9 @@ from tokenservice.handover.assignment import Document, document
 
 from tests.unit.services.builders import children, service
 
-SCHEMA: dict[str, Any] = json.loads(resources.files("tokenservice.protocol").joinpath("assignment.schema.json").read_text())
+SCHEMA: dict[str, Any] = json.loads(
+    resources.files("tokenservice.protocol").joinpath("assignment.schema.json").read_text()
+)
 
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "of the hub": (
@@ -62,7 +64,9 @@ def test_both_sides_agree(model: dict[str, Any], expected: dict[str, Any], args:
 
 @pytest.mark.parametrize(("model", "expected"), MODELS.values(), ids=MODELS)
 def test_a_warm_pod_serves_what_a_cold_one_does(model: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = assigned(Settings(warm=True), parse(given(service(model=model, engine={"args": ["--max-concurrency", "3"]}))))
+    found = assigned(
+        Settings(warm=True), parse(given(service(model=model, engine={"args": ["--max-concurrency", "3"]})))
+    )
     assert (found.warm, found.model_name, found.max_concurrency) == (False, expected["name"], 3)
     assert found.model_revision == expected.get("revision")
     assert found.trust_remote_code is expected["trustRemoteCode"]

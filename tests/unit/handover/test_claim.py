@@ -54,6 +54,16 @@ def test_a_pod_whose_container_does_not_come_up() -> None:
     assert read(raw)[0].failing is None
 
 
+@pytest.mark.parametrize(("finished", "failing"), [(60, False), (None, True), (1, True)])
+def test_how_its_container_ended_before_it_was_taken_says_nothing(finished: float | None, failing: bool) -> None:
+    """One that has run since, and whose probe fails once while a model loads."""
+    raw = claimed_raw(at=3, ready=False)
+    end = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": ago(finished) if finished else None}
+    state = {"state": {"running": {}}, "lastState": {"terminated": end}}
+    raw["status"]["containerStatuses"] = [{"name": "server", "ready": False, "restartCount": 1, **state}]
+    assert (read(raw)[0].failing is not None) is failing
+
+
 def test_the_oldest_come_first_and_the_same_order_always() -> None:
     raws = [claimed_raw("c", at=1), claimed_raw("b", at=2), claimed_raw("a", at=1)]
     for order in (raws, raws[::-1]):
