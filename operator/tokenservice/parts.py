@@ -22,7 +22,7 @@ from tokenservice.environments.render import Manifest
 from tokenservice.environments.store import Store as EnvironmentStore
 from tokenservice.handover.assigner import Assigner
 from tokenservice.handover.claim import CLAIMS, POOL
-from tokenservice.handover.effects import PODS
+from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
@@ -33,7 +33,6 @@ from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import controller as pools
-from tokenservice.pools.controller import WARMPOOLS
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -121,7 +120,7 @@ class Parts:
                 nodes=nodes.all if nodes else tuple,
                 node=(lambda name: nodes.get("", name)) if nodes else None,
                 pools=self._pools_in,
-                pool=self._pools.get,
+                warm_pools=self._pools,
                 pool_spec=warm.spec,
             ),
             self.schemas,

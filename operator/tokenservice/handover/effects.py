@@ -17,6 +17,7 @@ from tokenservice.kube.errors import ApiError
 from tokenservice.runtime.logs import get_logger
 
 PODS = Resource("", "v1", "pods", "Pod")
+WARMPOOLS = Resource(names.GROUP, names.VERSION, "warmpools", "WarmPool")
 REPLICASETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
 
 _log = get_logger("tokenservice.handover")

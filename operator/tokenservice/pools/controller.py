@@ -17,10 +17,10 @@ from tokenservice.api.pools import WarmPool, WarmPoolStatus
 from tokenservice.api.v1alpha1 import EnvironmentStatus
 from tokenservice.handover import tokens
 from tokenservice.handover.claim import POOL
-from tokenservice.handover.effects import PODS
+from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.handover.shape import PodSpec
 from tokenservice.kube.cache import Cache
-from tokenservice.kube.client import Client, Resource, decode
+from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
@@ -36,7 +36,6 @@ from tokenservice.pools.snapshot import Snapshot
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 
-WARMPOOLS = Resource(names.GROUP, names.VERSION, "warmpools", "WarmPool")
 AT_ONCE = 16
 """Pods of one pool that are made or deleted at the same time: others want the API server, too."""
 PASSING_SECONDS = 1.0

@@ -14,7 +14,7 @@ from tokenservice.runtime.controller import Outcome
 STAGES = ("lock", "build")
 ROLLOUT_STAGES = ("pre-pull", "update", "verify", "roll-back")
 MISSES = (
-    *("Empty", "NotFound", "Filling", "ShapeMismatch"),
+    *("Empty", "NotFound", "Filling", "ShapeMismatch", "NameConflict", "Rejected", "InvalidTemplate"),
     *("LoadFailed", "AssignmentRefused", "Unreachable", "ProgressDeadlineExceeded"),
 )
 """Why a pod that a warm one was to be is a cold one, or none: reasons of WarmPoolReady, and that none waited."""

@@ -21,7 +21,7 @@ from tokenservice.handover import claim as claims
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document, document
 from tokenservice.handover.claim import CLAIMS, POOL, Taker
-from tokenservice.handover.effects import PODS, Effects
+from tokenservice.handover.effects import PODS, WARMPOOLS, Effects
 from tokenservice.handover.shape import PodSpec, shape
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.cache import Cache
@@ -37,7 +37,7 @@ from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 from tokenservice.services import environment, render, revisions, rollout, warm
-from tokenservice.services.plan import Apply, Child, Plan, plan, pull_events, wanted
+from tokenservice.services.plan import Apply, Child, Plan, plan, pool_refusal, pull_events, wanted
 from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
@@ -58,6 +58,7 @@ RESOURCES: dict[Child, Resource] = {
     "deployment": DEPLOYMENTS,
     "service": SERVICES,
     "budget": BUDGETS,
+    "pool": WARMPOOLS,
 }
 
 CACHES: dict[Child, str] = {
@@ -65,6 +66,7 @@ CACHES: dict[Child, str] = {
     "deployment": "deployments",
     "service": "services",
     "budget": "budgets",
+    "pool": "warm_pools",
 }
 PULLS = "/pull"
 """Behind "namespace/TokenService name": the key of pods that bring images to nodes."""
@@ -140,7 +142,8 @@ class Caches:
     """Caches of the children; revisions and pods are indexed by "namespace/TokenService name", pods that bring images
     to nodes by that and `PULLS`, claimed ones by that and `CLAIMS`, and those of pools by "namespace/WarmPool name" and
     `POOL`. nodes: all nodes, none where they cannot be seen. node: one of them. pools: the WarmPools of a namespace
-    that run in the CondaEnvironment of that name. pool: one of them; pool_spec: that of its pods, once it is known.
+    that run in the CondaEnvironment of that name. warm_pools: all of
+    them; pool_spec: that of one's pods, once it is known.
     """
 
     deployments: Cache[Deployment]
@@ -152,7 +155,7 @@ class Caches:
     nodes: Callable[[], Iterable[Node]] = tuple
     node: Callable[[str], Node | None] | None = None
     pools: Callable[[str, str], Iterable[object]] = lambda _namespace, _name: ()
-    pool: Callable[[str, str], WarmPool | None] = lambda _namespace, _name: None
+    warm_pools: Cache[WarmPool] | None = None
     pool_spec: Callable[[str, str], PodSpec | None] = lambda _namespace, _name: None
 
 
@@ -170,6 +173,9 @@ class _Memo:
     since: datetime
     environment_refusal: Refusal | None = None
     environment_since: datetime | None = None
+    pool_refusal: Refusal | None = None
+    """Why the WarmPool of its own cannot be applied, since `pool_since`."""
+    pool_since: datetime | None = None
     composed: tuple[object, Manifest] | None = None
     """The Deployment with the template of a revision, and which."""
     unpullable: dict[str, str] = field(default_factory=dict)
@@ -261,6 +267,8 @@ class Reconciler:
             refusal = await self._apply(key, apply, memo)
             if refusal and apply.child == "environment":
                 memo.environment_refusal, memo.environment_since = refusal, snapshot.now
+            elif refusal and apply.child == "pool":
+                memo.pool_refusal, memo.pool_since = refusal, snapshot.now
             elif refusal:
                 memo.children, memo.since = refusal, snapshot.now
                 break
@@ -269,7 +277,9 @@ class Reconciler:
         wrote = await self._pull(key, found, memo) or wrote
         wrote = await self._hand_over(service, snapshot, found, hand) or wrote
         if step.leftover:
-            await self._delete(key, step.leftover)
+            await self._delete(CONDAENVIRONMENTS, key, step.leftover.metadata, "nothing runs from it any more")
+        if step.unwanted:
+            await self._delete(WARMPOOLS, key, step.unwanted.metadata, "nobody asks for it any more")
         await self._clear(key, found)
         if step.applies or wrote:
             # The answers may show more than the watches have told so far, and the watches will not tell it again.
@@ -317,6 +327,8 @@ class Reconciler:
             answers=self._asker.answers,
             asking=self._asker.asking,
             unpullable=memo.unpullable,
+            own_pool=self._pool(namespace, name),
+            pool_refusal=memo.pool_refusal,
         )
         found = rollout.step(snapshot)
         hand = self._hand(snapshot, found, memo)
@@ -330,9 +342,10 @@ class Reconciler:
         namespace, name = service.metadata.namespace, service.pool_name
         pooled = None
         if name and service.spec.warm_pool and service.spec.warm_pool.policy != "Never":
-            pooled = Pooled(name, self._caches.pool(namespace, name), self._caches.pool_spec(namespace, name))
-        fits = None
-        if pooled and target:
+            pooled = Pooled(name, self._pool(namespace, name), self._caches.pool_spec(namespace, name))
+        refusal = pool_refusal(snapshot) if pooled else None
+        fits: Verdict | None = ("False", refusal.reason, refusal.message) if refusal else None
+        if pooled and target and not refusal:
             known = memo.fits
             if known is None or known[0] != target.name or not known[1].same(pooled):
                 memo.fits = known = target.name, pooled, warm.fit(pooled, target.template)
@@ -364,6 +377,9 @@ class Reconciler:
             warm=waiting,
             fits=fits,
         )
+
+    def _pool(self, namespace: str, name: str) -> WarmPool | None:
+        return self._caches.warm_pools.get(namespace, name) if self._caches.warm_pools else None
 
     def _lost(self, name: str) -> bool:
         """Whether a node does not answer; where nodes cannot be seen, each does."""
@@ -469,6 +485,8 @@ class Reconciler:
             # What may have passed is asked again, which costs one request an event.
             if self._may_pass(memo.environment_refusal, memo.environment_since):
                 memo.environment_refusal = None
+            if self._may_pass(memo.pool_refusal, memo.pool_since):
+                memo.pool_refusal = None
             if memo.runs_in != image or self._may_pass(memo.children, memo.since):
                 memo.runs_in, memo.since = image, self._now()
                 memo.children = await self._children(service, runs_in)
@@ -496,7 +514,12 @@ class Reconciler:
             children = await self._schemas.checked(lambda schema: render.children(service, schema, runs_in))
         except InvalidTemplateError as error:
             return Refusal("InvalidTemplate", str(error))
-        return replace(children, service=with_hash(children.service), budget=with_hash(children.budget))
+        return replace(
+            children,
+            service=with_hash(children.service),
+            budget=with_hash(children.budget),
+            pool=with_hash(children.pool) if children.pool else None,
+        )
 
     async def _current(self, service: TokenService) -> ObjectMeta | None:
         """The TokenService's metadata as of now, None if it is gone."""
@@ -621,14 +644,14 @@ class Reconciler:
         cache.observe(live)
         return live.metadata
 
-    async def _delete(self, key: Key, leftover: CondaEnvironment) -> None:
+    async def _delete(self, resource: Resource, key: Key, leftover: ObjectMeta, why: str) -> None:
         try:
-            await self._client.delete(CONDAENVIRONMENTS, *key, uid=leftover.metadata.uid)
+            await self._client.delete(resource, *key, uid=leftover.uid)
         except ApiError as error:
             if not error.is_not_found:
                 raise
         else:
-            _log.info("deleted", action=CONDAENVIRONMENTS.kind, reason="nothing runs from it any more")
+            _log.info("deleted", action=resource.kind, reason=why)
 
     async def _restore(self, key: Key, apply: Apply, refused: ApiError) -> bytes:
         """Puts back a child whose merge with what somebody else wrote is invalid, such as two ports of one name.
@@ -695,11 +718,12 @@ def _composed(memo: _Memo, found: Step, hand: Hand) -> render.Children | Refusal
 def _changes(snapshot: Snapshot, memo: _Memo, found: Step) -> dict[Child, str]:
     """The children that differ from what they should be, with the reason."""
     changes: dict[Child, str] = {"revision": "new"} if found.create else {}
-    live_objects: dict[Child, Deployment | Object | CondaEnvironment | None] = {
+    live_objects: dict[Child, Deployment | Object | CondaEnvironment | WarmPool | None] = {
         "environment": snapshot.surroundings.own,
         "deployment": snapshot.deployment,
         "service": snapshot.service_object,
         "budget": snapshot.budget,
+        "pool": snapshot.own_pool,
     }
     for child, live in live_objects.items():
         manifest = wanted(snapshot, child, found)

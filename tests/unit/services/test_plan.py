@@ -553,7 +553,7 @@ def test_what_every_plan_holds_to(found: Snapshot, changed: dict[Child, str]) ->
     changed = possible(found, changed)
     made = plan(found, changed)
     if found.service.metadata.deletion_timestamp:
-        assert made == Plan((), None, None, (), None)
+        assert made == Plan((), None, None, None, (), None)
         return
     condition = ready(made)
     environment_ready = made.status.condition("EnvironmentReady") if made.status else None
