@@ -137,7 +137,7 @@ def test_a_spec_that_is_not_applied_yet_is_not_ready() -> None:
 def test_a_service_on_its_way_out_is_left_to_the_garbage_collector() -> None:
     for refusal in (None, *REFUSALS):
         made = plan(snapshot(service(deleted=True), refusal=refusal), {} if refusal else MISSING)
-        assert made == Plan(applies=(), leftover=None, status=None, events=(), requeue_after=None)
+        assert made == Plan(applies=(), leftover=None, unwanted=None, status=None, events=(), requeue_after=None)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.reason)
