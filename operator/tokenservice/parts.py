@@ -14,6 +14,7 @@ from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
+from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.environments import controller as environments
 from tokenservice.environments import jobs
 from tokenservice.environments.attempts import Job
@@ -23,6 +24,7 @@ from tokenservice.environments.store import Store as EnvironmentStore
 from tokenservice.handover.assigner import Assigner
 from tokenservice.handover.claim import CLAIMS, POOL
 from tokenservice.handover.effects import PODS, WARMPOOLS
+from tokenservice.handover.timer import Timer
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
@@ -100,6 +102,7 @@ class Parts:
         self._assigner = Assigner(
             key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata)), clock=time.monotonic
         )
+        self._timer = Timer(client, on_timed=self._timed)
         caches, nodes = self._caches(), self._nodes()
         warm = pools.Reconciler(
             client,
@@ -127,6 +130,7 @@ class Parts:
             recorder,
             asker=self._asker,
             assigner=self._assigner,
+            timer=self._timer,
             on_claim=lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS),
             metrics=metrics,
             cluster_domain=options.cluster_domain,
@@ -158,6 +162,7 @@ class Parts:
         """Ends what is under way in the background."""
         await self._asker.close()
         await self._assigner.close()
+        await self._timer.close()
 
     def ask_all(self) -> None:
         """Has every resource looked at."""
@@ -219,6 +224,12 @@ class Parts:
 
     # -- what the informers tell
 
+    def _timed(self, pod: Pod, start: LastStart | None) -> None:
+        """A pod's start was looked into."""
+        if start:
+            self._metrics.started(start)
+            self._queue.add(owner_key(pod.metadata))
+
     def _child_changed(self, old: HasMetadata | None, new: HasMetadata | None) -> None:
         if old and new and same(old, new):
             return
@@ -252,6 +263,8 @@ class Parts:
         if old and new is None:
             self._asker.forget(old.metadata.uid)
             self._assigner.forget(old.metadata.uid)
+            self._timer.forget(old.metadata.uid)
+            self._reconciler.forget(old.metadata.uid)
         if (self._matters(old) if old else None) == (self._matters(new) if new else None):
             return
         for item in (old, new):

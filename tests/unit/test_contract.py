@@ -75,7 +75,7 @@ def compare(kind: Any, schema: dict[str, Any], path: str) -> Iterator[str]:
     elif kind == dict[str, Any]:
         fits = schema.get("type") == "object" and schema.get("x-kubernetes-preserve-unknown-fields")
     else:
-        fits = schema.get("type") == {str: "string", int: "integer", bool: "boolean"}[kind]
+        fits = schema.get("type") == {str: "string", int: "integer", bool: "boolean", float: "number"}[kind]
     if not fits:
         yield f"{path}: {kind} is not what the CRD has"
     if "enum" in schema and path != ".status.conditions[].status":

@@ -84,8 +84,8 @@ def _ours(pod: Pod, owner_uid: str) -> bool:
 
 
 def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
-    labels, annotations = pod.metadata.labels, pod.metadata.annotations
-    at = _time(annotations.get(names.ANNOTATION_CLAIMED_AT)) or now
+    labels = pod.metadata.labels
+    at = claimed_at(pod) or now
     failures = pod_failures(pod)
     return Claim(
         pod=pod,
@@ -101,6 +101,11 @@ def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
 def served_at(pod: Pod) -> datetime | None:
     """When a pod that came from a pool was put into its Service; None for others."""
     return _time(pod.metadata.annotations.get(names.ANNOTATION_SERVED_AT))
+
+
+def claimed_at(pod: Pod) -> datetime | None:
+    """When a pod was taken from its pool; None for one that was not, or has settled since."""
+    return _time(pod.metadata.annotations.get(names.ANNOTATION_CLAIMED_AT))
 
 
 def stamp_exactly(when: datetime) -> str:

@@ -85,12 +85,14 @@ class Effects:
                 raise each
         return sum(1 for each in found if each is True)
 
-    async def serve(self, claim: Claim, template: Mapping[str, Any], stages: Mapping[str, float]) -> None:
-        """Puts the pod into its Service. Nothing, if it is gone."""
+    async def serve(self, claim: Claim, template: Mapping[str, Any], stages: Mapping[str, float]) -> datetime | None:
+        """Puts the pod into its Service. Returns when; None if it is gone."""
         now = self._now()
-        if await self._patch(claim.pod, patches.serve(claim.pod, template, stages, now)):
-            seconds = round((now - claim.at).total_seconds(), 3)
-            _log.info("serves", action="Pod", pod=claim.pod.metadata.name, duration_s=seconds, stages=dict(stages))
+        if not await self._patch(claim.pod, patches.serve(claim.pod, template, stages, now)):
+            return None
+        seconds = round((now - claim.at).total_seconds(), 3)
+        _log.info("serves", action="Pod", pod=claim.pod.metadata.name, duration_s=seconds, stages=dict(stages))
+        return now
 
     async def drop(self, pod: Pod, why: str) -> None:
         """Deletes a claimed pod, which drains as every pod does. It never goes back to its pool."""

@@ -14,10 +14,11 @@ from tokenservice.api import conditions, names
 from tokenservice.api.conditions import Verdict
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
-from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
+from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod, time_of
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.api.v1alpha1 import EnvironmentStatus, LastStart, TokenService
 from tokenservice.handover import claim as claims
+from tokenservice.handover import starts
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document, document
 from tokenservice.handover.claim import CLAIMS, POOL, Taker
@@ -79,6 +80,8 @@ STAGES = {
 }
 """Reasons of Progressing whose time is measured."""
 
+JUST_SECONDS = 600.0
+"""For so long a start counts as one that has just been: before, an operator that begins knows nothing of it."""
 CLAIM_TRIES = 5
 """Looks for warm pods in one step, where others take them first."""
 
@@ -125,6 +128,15 @@ class Assigns(Protocol):
     def assign(self, pod: Pod, nonce: str, document: Document, seconds: float, /) -> None: ...
 
 
+class Times(Protocol):
+    """Finds out where the seconds of starts went, in the background."""
+
+    @property
+    def timed(self) -> Mapping[str, LastStart | None]: ...
+
+    def time(self, pod: Pod, /) -> None: ...
+
+
 class ServiceMetrics(Protocol):
     """What the reconciler reports; times are seconds."""
 
@@ -135,6 +147,8 @@ class ServiceMetrics(Protocol):
     def pool_hits(self, pods: int, /) -> None: ...
 
     def pool_misses(self, reason: str, pods: int, /) -> None: ...
+
+    def started(self, start: LastStart, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -213,6 +227,7 @@ class Reconciler:
         *,
         asker: Asks,
         assigner: Assigns,
+        timer: Times,
         on_claim: Callable[[Key], None],
         metrics: ServiceMetrics,
         cluster_domain: str,
@@ -225,6 +240,9 @@ class Reconciler:
         self._recorder = recorder
         self._asker = asker
         self._assigner = assigner
+        self._timer = timer
+        self._warm_starts: dict[str, LastStart] = {}
+        """Of pods that were put into a Service, by uid."""
         self._on_claim = on_claim
         self._effects = Effects(client, caches.pods, now)
         self._waiting: dict[Key, set[Key]] = {}
@@ -292,6 +310,7 @@ class Reconciler:
         memo.missed = hand.balance.missed
         for pod in found.ask:
             self._asker.ask(pod)
+        self._time_starts(service, snapshot.pods)
         if _image(snapshot.surroundings.runs_in) != memo.runs_in:
             # Another image has come in the meantime, which the Deployment is to have before the status speaks of it.
             return Result(requeue_after=0.0)
@@ -327,6 +346,7 @@ class Reconciler:
             answers=self._asker.answers,
             asking=self._asker.asking,
             unpullable=memo.unpullable,
+            starts=self._starts(key, claimed),
             own_pool=self._pool(namespace, name),
             pool_refusal=memo.pool_refusal,
         )
@@ -334,6 +354,24 @@ class Reconciler:
         hand = self._hand(snapshot, found, memo)
         snapshot = replace(snapshot, children=_composed(memo, found, hand))
         return _Picture(snapshot, found, hand, plan(snapshot, _changes(snapshot, memo, found), found, hand))
+
+    def _starts(self, key: str, claimed: Iterable[Pod]) -> tuple[LastStart, ...]:
+        """What is known of the starts of these pods."""
+        pods = (*self._caches.pods.by_index(key), *claimed)
+        known = (self._timer.timed.get(pod.metadata.uid) or self._warm_starts.get(pod.metadata.uid) for pod in pods)
+        return tuple(each for each in known if each)
+
+    def _time_starts(self, service: TokenService, pods: Iterable[Pod]) -> None:
+        """Has the starts of pods timed that have just come to their ends; those that came from a pool are known."""
+        before = service.status.last_start
+        last = time_of(before.at) if before else None
+        now = self._now()
+        for pod in pods:
+            at = starts.over_at(pod)
+            if at is None or claims.served_at(pod) or (last and at <= last) or pod.metadata.deletion_timestamp:
+                continue
+            if (now - at).total_seconds() < JUST_SECONDS:
+                self._timer.time(pod)
 
     # -- pods of a pool
 
@@ -422,7 +460,11 @@ class Reconciler:
         """Sends requests to the pods whose model is there. Returns whether there were any."""
         if found.target is not None:
             for each, stages in hand.serve:
-                await self._effects.serve(each, found.target.template, stages)
+                at = await self._effects.serve(each, found.target.template, stages)
+                if at is not None:
+                    start = starts.warm(each.pod, stages, at)
+                    self._warm_starts[each.pod.metadata.uid] = start
+                    self._metrics.started(start)
         return bool(hand.serve)
 
     async def _hand_over(self, service: TokenService, snapshot: Snapshot, found: Step, hand: Hand) -> bool:
@@ -449,6 +491,11 @@ class Reconciler:
         for pod in hand.finish:
             await self._effects.finish(taker, pod)
         return bool(hand.cold or hand.drop or settled or hand.finish)
+
+    def forget(self, uid: str) -> None:
+        """A pod is gone."""
+        self._warm_starts.pop(uid, None)
+        self._effects.forget(uid)
 
     def _wait_for(self, key: Key, service: TokenService | None, *, waits: bool) -> None:
         """Keeps in mind who would take another pod of which pool."""

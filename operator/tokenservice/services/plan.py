@@ -14,6 +14,7 @@ from tokenservice.api.meta import Condition, Deployment, Object, Pod
 from tokenservice.api.names import LABEL_SERVICE
 from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import TokenServiceStatus
+from tokenservice.handover.starts import newest
 from tokenservice.pods.environment import verdict
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import Refusal
@@ -324,6 +325,7 @@ def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
         update_revision=step.update.name if step.update else before.update_revision,
         last_good_revision=step.good,
         environment=runs_in,
+        last_start=newest((before.last_start, *snapshot.starts)),
         failures=() if facts.complete else facts.failures,
         conditions=names.merge(service.status.conditions, conditions(facts), snapshot.now, limits=_LIMITS),
     )

@@ -10,7 +10,7 @@ import msgspec
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod, stamp
-from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
+from tokenservice.api.v1alpha1 import LastStart, TokenService, TokenServiceStatus
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document
 from tokenservice.handover.claim import CLAIMS, POOL
@@ -66,6 +66,8 @@ class Cluster:
         self.stages: list[str] = []
         self.rollbacks = 0
         self.assigner = Assigner()
+        self.timer = Timer()
+        self.starts: list[str] = []
         self.pools_asked: list[tuple[str, str]] = []
         self.hits = 0
         self.misses: list[str] = []
@@ -83,6 +85,7 @@ class Cluster:
             cast("EventRecorder", self),
             asker=self,
             assigner=self.assigner,
+            timer=self.timer,
             on_claim=self.pools_asked.append,
             metrics=self,
             cluster_domain="cluster.local",
@@ -233,6 +236,9 @@ class Cluster:
     def pool_misses(self, reason: str, pods: int) -> None:
         self.misses += [reason] * pods
 
+    def started(self, start: LastStart) -> None:
+        self.starts.append(start.path)
+
     # -- the client
 
     async def get(self, resource: Resource, namespace: str, name: str) -> bytes:
@@ -312,6 +318,16 @@ class Cluster:
     def _next(self) -> str:
         self.version += 1
         return str(self.version)
+
+
+class Timer:
+    """Says of starts what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.timed: dict[str, LastStart | None] = {}
+
+    def time(self, pod: Pod) -> None:
+        self.timed.setdefault(pod.metadata.uid, None)
 
 
 class Assigner:

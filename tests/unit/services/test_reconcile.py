@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Object, Pod
+from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document
 from tokenservice.kube.client import Client, Resource
@@ -75,6 +76,14 @@ class Metrics:
 
     def pool_misses(self, reason: str, pods: int) -> None: ...
 
+    def started(self, start: LastStart) -> None: ...
+
+
+class Timer:
+    timed: ClassVar[Mapping[str, LastStart | None]] = {}
+
+    def time(self, pod: Pod) -> None: ...
+
 
 class Assigner:
     """No pods of pools are there to be given anything."""
@@ -120,6 +129,7 @@ async def test_a_spec_that_arrives_with_the_answer_to_the_status_is_carried_out(
         cast("EventRecorder", Recorder()),
         asker=Asker(),
         assigner=Assigner(),
+        timer=Timer(),
         on_claim=lambda _: None,
         metrics=Metrics(),
         cluster_domain="cluster.local",
