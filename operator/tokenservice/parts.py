@@ -30,6 +30,7 @@ from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import controller as pools
 from tokenservice.pools.controller import POOL, WARMPOOLS
+from tokenservice.pools.waiting import Waiting
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -94,6 +95,7 @@ class Parts:
                 CONDAENVIRONMENTS, CondaEnvironment, self.environment_told, None, selector=None, namespace=namespace
             )
         self._pools = Namespaced(options.namespaces, self._pool_informer)
+        self._waiting = Waiting()
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
         caches, nodes = self._caches(), self._nodes()
         services = Reconciler(
@@ -125,7 +127,14 @@ class Parts:
         )
         warm = pools.Reconciler(
             client,
-            pools.Caches(self._pools, caches["pods"], self.environments, nodes),
+            pools.Caches(
+                self._pools,
+                caches["pods"],
+                self.environments,
+                nodes,
+                waiting=self._waiting.in_namespace,
+                pools_in=self._pools_of_namespace,
+            ),
             self.schemas,
             recorder,
             key=key,
@@ -212,6 +221,10 @@ class Parts:
         """The WarmPools that run in the CondaEnvironment of that name."""
         return self._pools.by_index(f"{namespace}/{name}")
 
+    def _pools_of_namespace(self, namespace: str) -> tuple[WarmPool, ...]:
+        """All of them: pools are few, and this is asked only while a pod finds no room."""
+        return tuple(pool for pool in self._pools.all() if pool.metadata.namespace == namespace)
+
     def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
         if old and new and same(old, new):
             return
@@ -227,6 +240,10 @@ class Parts:
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new is None:
             self._asker.forget(old.metadata.uid)
+        if self._waiting.told(old, new):
+            namespace = cast(Pod, new or old).metadata.namespace
+            for giver in self._pools_of_namespace(namespace):
+                self._pool_queue.add_after((namespace, giver.metadata.name), POOL_SECONDS)
         if (_matters(old) if old else None) == (_matters(new) if new else None):
             return
         for item in (old, new):
