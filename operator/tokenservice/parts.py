@@ -35,6 +35,7 @@ from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import controller as pools
+from tokenservice.pools.waiting import Waiting
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -98,6 +99,7 @@ class Parts:
                 CONDAENVIRONMENTS, CondaEnvironment, self.environment_told, None, selector=None, namespace=namespace
             )
         self._pools = Namespaced(options.namespaces, self._pool_informer)
+        self._waiting = Waiting()
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
         self._assigner = Assigner(
             key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata)), clock=time.monotonic
@@ -106,7 +108,14 @@ class Parts:
         caches, nodes = self._caches(), self._nodes()
         warm = pools.Reconciler(
             client,
-            pools.Caches(self._pools, caches["pods"], self.environments, nodes.all if nodes else tuple),
+            pools.Caches(
+                self._pools,
+                caches["pods"],
+                self.environments,
+                nodes.all if nodes else tuple,
+                waiting=self._waiting.in_namespace,
+                pools_in=self._pools_of_namespace,
+            ),
             self.schemas,
             recorder,
             key=key,
@@ -240,6 +249,10 @@ class Parts:
         """The WarmPools that run in the CondaEnvironment of that name."""
         return self._pools.by_index(f"{namespace}/{name}")
 
+    def _pools_of_namespace(self, namespace: str) -> tuple[WarmPool, ...]:
+        """All of them: pools are few, and this is asked only while a pod finds no room."""
+        return tuple(pool for pool in self._pools.all() if pool.metadata.namespace == namespace)
+
     def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
         if old and new and same(old, new):
             return
@@ -265,6 +278,10 @@ class Parts:
             self._assigner.forget(old.metadata.uid)
             self._timer.forget(old.metadata.uid)
             self._reconciler.forget(old.metadata.uid)
+        if self._waiting.told(old, new):
+            namespace = cast(Pod, new or old).metadata.namespace
+            for giver in self._pools_of_namespace(namespace):
+                self._pool_queue.add_after((namespace, giver.metadata.name), POOL_SECONDS)
         if (self._matters(old) if old else None) == (self._matters(new) if new else None):
             return
         for item in (old, new):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from tokenservice.api.conditions import Verdict
@@ -11,6 +11,7 @@ from tokenservice.api.meta import Pod
 from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import EnvironmentStatus
 from tokenservice.pods.refusal import Refusal
+from tokenservice.pools.giving import Amounts, Around
 from tokenservice.pools.render import Rendered
 
 
@@ -30,6 +31,8 @@ class Snapshot:
         key_id: of the key that tokens are made with.
         unfit: whether a node takes no part: it is cordoned, does not answer, or its disk is full.
         now: the time.
+        holds: what each of the pool's pods requests.
+        around: what else there is in the namespace.
 
     """
 
@@ -44,3 +47,5 @@ class Snapshot:
     key_id: str
     unfit: Callable[[str], bool]
     now: datetime
+    holds: Amounts = field(default_factory=dict)
+    around: Around = field(default_factory=Around)
