@@ -101,8 +101,19 @@ def _watch(api: Api, over: threading.Event) -> None:
                 if _slow(pod):
                     threading.Thread(target=_play_late, args=(api, pod, over), daemon=True).start()
                     continue
-                with contextlib.suppress(RefusedError):  # it is gone meanwhile
-                    _play(api, pod)
+                _insist(api, pod, over)
+
+
+def _insist(api: Api, pod: Object, over: threading.Event) -> None:
+    """Plays the pod; again and again where the API server has too much to do, until the pod is gone."""
+    while not over.is_set():
+        try:
+            return _play(api, pod)
+        except RefusedError as error:
+            if error.code in (404, 409):
+                return None
+        over.wait(0.5)
+    return None
 
 
 def _slow(pod: Object) -> bool:
@@ -113,8 +124,8 @@ def _slow(pod: Object) -> bool:
 
 def _play_late(api: Api, pod: Object, over: threading.Event) -> None:
     if not over.wait(SLOW_SECONDS):
-        with contextlib.suppress(RefusedError, httpx.HTTPError):
-            _play(api, pod)
+        with contextlib.suppress(httpx.HTTPError):
+            _insist(api, pod, over)
 
 
 def _play(api: Api, pod: Object) -> None:
