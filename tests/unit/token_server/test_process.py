@@ -171,6 +171,14 @@ def test_verifyz(start: Start, program: list[str], tmp_path: Path) -> None:
     assert (late.status_code, late.json()["error"]["code"]) == (503, "server_stopping")
 
 
+def test_the_threads_are_told(start: Start) -> None:
+    process = start([*REAL, "--threads", "3"])
+    process.ready()
+    process.terminate()
+    _, out, _ = process.end()
+    assert next(line for line in map(json.loads, out.splitlines()) if line["message"] == "listening")["threads"] == "3"
+
+
 @both
 def test_a_model_that_is_not_there(start: Start, program: list[str]) -> None:
     process = start(program, TOKEN_SERVER_MODEL_SOURCE="file:///no/such/model")

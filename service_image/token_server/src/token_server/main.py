@@ -26,6 +26,7 @@ from token_server.loading import LoadError
 from token_server.log import log
 from token_server.metrics import Metrics
 from token_server.settings import Settings, SettingsError, read_settings
+from token_server.threads import settle
 
 TERMINATION_LOG = Path("/dev/termination-log")
 KEEP_ALIVE_SECONDS = 65  # longer than the idle time of most proxies, so that they close first
@@ -206,11 +207,15 @@ def folder_size(path: str) -> int:
     return total
 
 
-def prepare_environment() -> None:
-    """Libraries write progress bars and warnings for terminals; a container's log has neither use for them."""
+def prepare_environment(threads: int) -> str:
+    """What the libraries read when they are imported; returns how many threads torch will have.
+
+    They write progress bars and warnings for terminals, of which a container's log has no use.
+    """
     defaults = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
     for name, value in {**defaults, "TOKENIZERS_PARALLELISM": "false"}.items():
         os.environ.setdefault(name, value)
+    return settle(threads, os.environ)
 
 
 def main(argv: Optional[Sequence[str]] = None, engines: Engines = TRANSFORMERS) -> None:
@@ -220,7 +225,7 @@ def main(argv: Optional[Sequence[str]] = None, engines: Engines = TRANSFORMERS) 
     except SettingsError as error:
         fail(f"token-server: {error}", 2)
         return
-    prepare_environment()
+    threads = prepare_environment(settings.threads)
     run = Run(settings, engines)
     if run.service.keys and not run.service.keys.any():
         # Serving would mean to refuse everybody. The kubelet mounts the Secret's keys before the next start.
@@ -239,7 +244,7 @@ def main(argv: Optional[Sequence[str]] = None, engines: Engines = TRANSFORMERS) 
             fail(f"cannot listen on port {port} ({variable}): {os.strerror(error.errno or 0)}")
             return
     model = {} if settings.warm else {"model": settings.model_name, "source": settings.model_source}
-    log("listening", **ports, **model)
+    log("listening", **ports, **model, threads=threads)
     asyncio.run(run.serve(*sockets))
     log("ended")
     os._exit(0)  # the loading thread and cut-off generations must not hold the process
