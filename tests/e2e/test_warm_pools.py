@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_loaded(team: Team) -> None:
     team.service(replicas=1)
     before = team.space.uids(SERVICE) if team.serves(1) else set()
     team.full()
-    team.space.patch(SERVICE, model={"source": "file:///opt/broken"})
+    team.space.patch(SERVICE, model={"source": "hf://acme/broken"})
     told = condition(team.space.condition(SERVICE, "WarmPoolReady", "LoadFailed"), "WarmPoolReady")
     assert "broken" in told["message"]
     assert before <= team.space.uids(SERVICE)
@@ -223,7 +223,7 @@ def test_what_goes_wrong_under_a_claim(team: Team, cluster: Cluster, api: Api) -
     team.serves(1)
     team.full()
     pods = Timeline(api, "Pod", team.space.name)
-    team.space.patch(SERVICE, model={"source": "file:///opt/slow"}, replicas=2)
+    team.space.patch(SERVICE, model={"source": "hf://acme/slow"}, replicas=2)
     _, taken = pods.first(
         lambda pod: pod["metadata"]["labels"].get("tokenservice.dev/claim") == SERVICE, "a pod is claimed"
     )

@@ -541,8 +541,20 @@ def listen(port: int, variable: str, handler: type[Answers], state: State) -> Se
         die(f"cannot listen on port {port} ({variable}): {error.strerror}")
 
 
+def imported(state: State) -> bool:
+    """What stands for imports: a wait, once. False if it is over before that."""
+    began, seconds = time.monotonic(), float(os.environ.get("STANDIN_IMPORT_SECONDS") or "0")
+    with state.changed:
+        if state.changed.wait_for(lambda: state.phase != "loading", timeout=seconds):
+            return False
+        state.took("imports", time.monotonic() - began)
+    return True
+
+
 def load(state: State) -> None:
     """What stands for loading a model: checks, memory, the wait; then serving."""
+    if state.phase == "loading" and not imported(state):
+        return
     began, options, phase = time.monotonic(), state.options, "assigned" if state.assigned else "loading"
     if options.fail_after is not None:
         threading.Thread(target=fail_later, args=(options, state), daemon=True).start()
@@ -560,8 +572,6 @@ def load(state: State) -> None:
     with state.changed:
         if options.never_ready or state.changed.wait_for(lambda: state.phase != phase, timeout=seconds):
             return
-        if not state.assigned:
-            state.took("imports", 0.0)
         state.took("weights", time.monotonic() - began)
         state.took("warmup", 0.0)
         state.took("total", time.monotonic() - began)
@@ -575,7 +585,8 @@ def load(state: State) -> None:
 
 def prepare(state: State) -> None:
     """What stands for a warm server's imports and its rehearsal."""
-    state.took("imports", 0.0)
+    if not imported(state):
+        return
     state.took("prepare", 0.0)
     state.enter("warm", "loading")
 
