@@ -192,7 +192,7 @@ def test_without_a_warm_pod(team: Team) -> None:
     eventually(lambda: team.space.there("Deployment", SERVICE)["spec"]["replicas"] == 2, "a cold one starts", seconds=5)
 
     team.space.api.patch("WarmPool", team.space.name, POOL, {"spec": {"template": {"spec": {"hostname": "other"}}}})
-    told = condition(team.space.condition(SERVICE, "WarmPoolReady", "ShapeMismatch"), "WarmPoolReady")
+    told = team.space.condition(SERVICE, "WarmPoolReady", "ShapeMismatch")
     assert "spec.hostname" in told["message"]
     team.space.patch(SERVICE, warmPool={"name": "nowhere"})
     team.space.condition(SERVICE, "WarmPoolReady", "NotFound")
@@ -206,7 +206,7 @@ def test_a_model_that_cannot_be_loaded(team: Team) -> None:
     before = team.space.uids(SERVICE) if team.serves(1) else set()
     team.full()
     team.space.patch(SERVICE, model={"source": "hf://acme/broken"})
-    told = condition(team.space.condition(SERVICE, "WarmPoolReady", "LoadFailed"), "WarmPoolReady")
+    told = team.space.condition(SERVICE, "WarmPoolReady", "LoadFailed")
     assert "broken" in told["message"]
     assert before <= team.space.uids(SERVICE)
     team.full()
