@@ -83,7 +83,7 @@ def _make_node(api: Api) -> None:
 
 def _beat(api: Api, over: threading.Event) -> None:
     while not over.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(RefusedError):
+        with contextlib.suppress(RefusedError, httpx.HTTPError):
             _ready(api)
 
 
