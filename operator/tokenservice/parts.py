@@ -14,6 +14,7 @@ from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
+from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.environments import controller as environments
 from tokenservice.environments import jobs
 from tokenservice.environments.attempts import Job
@@ -22,7 +23,9 @@ from tokenservice.environments.render import Manifest
 from tokenservice.environments.store import Store as EnvironmentStore
 from tokenservice.handover.assigner import Assigner
 from tokenservice.handover.claim import CLAIMS, POOL
-from tokenservice.handover.effects import PODS
+from tokenservice.handover.effects import PODS, WARMPOOLS
+from tokenservice.handover.tally import Tally
+from tokenservice.handover.timer import Timer
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
@@ -33,7 +36,7 @@ from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import controller as pools
-from tokenservice.pools.controller import WARMPOOLS
+from tokenservice.pools.waiting import Waiting
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -97,19 +100,35 @@ class Parts:
                 CONDAENVIRONMENTS, CondaEnvironment, self.environment_told, None, selector=None, namespace=namespace
             )
         self._pools = Namespaced(options.namespaces, self._pool_informer)
+        for warm_pods in (True, False):
+            metrics.pool_pods.labels(str(warm_pods)).set_function(
+                lambda warm_pods=warm_pods: self._pool_pods(warm=warm_pods)
+            )
+        self._waiting = Waiting()
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
         self._assigner = Assigner(
             key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata)), clock=time.monotonic
         )
+        self._timer = Timer(client, on_timed=self._timed)
+        tally = Tally(lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS))
         caches, nodes = self._caches(), self._nodes()
         warm = pools.Reconciler(
             client,
-            pools.Caches(self._pools, caches["pods"], self.environments, nodes.all if nodes else tuple),
+            pools.Caches(
+                self._pools,
+                caches["pods"],
+                self.environments,
+                nodes.all if nodes else tuple,
+                waiting=self._waiting.in_namespace,
+                pools_in=self._pools_of_namespace,
+                claimed=self._claimed,
+            ),
             self.schemas,
             recorder,
             key=key,
             now=_now,
             on_made=self._ask_users,
+            tally=tally,
             nonce=lambda: secrets.token_hex(8),
         )
         services = self._reconciler = Reconciler(
@@ -121,14 +140,15 @@ class Parts:
                 nodes=nodes.all if nodes else tuple,
                 node=(lambda name: nodes.get("", name)) if nodes else None,
                 pools=self._pools_in,
-                pool=self._pools.get,
+                warm_pools=self._pools,
                 pool_spec=warm.spec,
             ),
             self.schemas,
             recorder,
             asker=self._asker,
             assigner=self._assigner,
-            on_claim=lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS),
+            timer=self._timer,
+            tally=tally,
             metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
@@ -159,6 +179,7 @@ class Parts:
         """Ends what is under way in the background."""
         await self._asker.close()
         await self._assigner.close()
+        await self._timer.close()
 
     def ask_all(self) -> None:
         """Has every resource looked at."""
@@ -220,6 +241,12 @@ class Parts:
 
     # -- what the informers tell
 
+    def _timed(self, pod: Pod, start: LastStart | None) -> None:
+        """A pod's start was looked into."""
+        if start:
+            self._metrics.started(start)
+            self._queue.add(owner_key(pod.metadata))
+
     def _child_changed(self, old: HasMetadata | None, new: HasMetadata | None) -> None:
         if old and new and same(old, new):
             return
@@ -230,6 +257,10 @@ class Parts:
         """The WarmPools that run in the CondaEnvironment of that name."""
         return self._pools.by_index(f"{namespace}/{name}")
 
+    def _pools_of_namespace(self, namespace: str) -> tuple[WarmPool, ...]:
+        """All of them: pools are few, and this is asked only while a pod finds no room."""
+        return tuple(pool for pool in self._pools.all() if pool.metadata.namespace == namespace)
+
     def _pool_changed(self, old: WarmPool | None, new: WarmPool | None) -> None:
         if old and new and same(old, new):
             return
@@ -237,6 +268,16 @@ class Parts:
         self._pool_queue.add((metadata.namespace, metadata.name))
         if old is None or new is None:
             self._ask_users((metadata.namespace, metadata.name))
+
+    def _claimed(self, namespace: str, name: str) -> int:
+        """How many pods TokenServices have taken from a WarmPool that have not settled, as far as they say."""
+        takers = (self.services.get(key) for key in self.services.takers_of(namespace, name))
+        return sum(taker.status.warm_replicas for taker in takers if taker)
+
+    def _pool_pods(self, *, warm: bool) -> int:
+        statuses = [pool.status for pool in self._pools.all()]
+        ready = sum(status.ready_replicas for status in statuses)
+        return ready if warm else sum(status.replicas for status in statuses) - ready
 
     def _ask_users(self, pool: Key) -> None:
         """Asks the TokenServices that take pods from a WarmPool."""
@@ -261,7 +302,12 @@ class Parts:
         if old and new is None:
             self._asker.forget(old.metadata.uid)
             self._assigner.forget(old.metadata.uid)
+            self._timer.forget(old.metadata.uid)
             self._reconciler.forget(old.metadata.uid)
+        if self._waiting.told(old, new):
+            namespace = cast(Pod, new or old).metadata.namespace
+            for giver in self._pools_of_namespace(namespace):
+                self._pool_queue.add_after((namespace, giver.metadata.name), POOL_SECONDS)
         if (self._matters(old) if old else None) == (self._matters(new) if new else None):
             return
         for item in (old, new):

@@ -203,11 +203,11 @@ def test_the_network_policy_names_what_it_lets_through(render: Render) -> None:
     spec = render().one("NetworkPolicy")["spec"]
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     assert spec["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
-    assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 8000, 443, 6443]
-    assert [rule.get("to") for rule in spec["egress"]] == [None, None, None]
+    assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 8000, 8001, 443, 6443]
+    assert [rule.get("to") for rule in spec["egress"]] == [None, None, None, None]
     spec = render(EVERYTHING).one("NetworkPolicy")["spec"]
     assert spec["ingress"][0]["from"] == EVERYTHING["networkPolicy"]["metricsFrom"]
-    assert spec["egress"][2]["to"] == [{"ipBlock": {"cidr": "10.96.0.1/32"}}, {"ipBlock": {"cidr": "fd00::/64"}}]
+    assert spec["egress"][3]["to"] == [{"ipBlock": {"cidr": "10.96.0.1/32"}}, {"ipBlock": {"cidr": "fd00::/64"}}]
 
 
 def test_the_operator_may_not_delete_children_read_secrets_or_use_wildcards(render: Render) -> None:
@@ -215,7 +215,7 @@ def test_the_operator_may_not_delete_children_read_secrets_or_use_wildcards(rend
     rights = granted(objects.one("ClusterRole")) | granted(objects.one("Role"))
     assert {verb for _, _, verb in rights} <= {"get", "list", "watch", "create", "patch", "update", "delete"}
     deletes = {resource for _, resource, verb in rights if verb == "delete"}
-    assert deletes == {"condaenvironments", "controllerrevisions", "pods"}
+    assert deletes == {"condaenvironments", "controllerrevisions", "pods", "warmpools"}
     assert {resource for _, resource, _ in rights} == {
         "tokenservices",
         "tokenservices/status",
@@ -227,6 +227,7 @@ def test_the_operator_may_not_delete_children_read_secrets_or_use_wildcards(rend
         "warmpools/status",
         "controllerrevisions",
         "deployments",
+        "replicasets",
         "services",
         "poddisruptionbudgets",
         "pods",

@@ -5,6 +5,7 @@ The kubelet is a stand-in that says of every pod it is Ready; builds are written
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ from tests.apiserver.test_service_environments import fake_build, make
 from tests.support.api import Object, RefusedError
 from tests.support.cluster import condition
 from tests.support.operator_process import OperatorProcess
-from tests.support.played_kubelet import TOLERATION, played
+from tests.support.played_kubelet import NODE, TOLERATION, played
 from tests.support.wait import eventually, holds
 from tests.support.watch import Timeline
 
 IMAGE = "registry.invalid/serving:1"
 TEMPLATE: Object = {"spec": {"tolerations": [TOLERATION]}}
+SERVICE, POOL = ("TokenService", "chat"), ("WarmPool", "nlp")
+CHIP = "example.com/chip"
+ONE_CHIP: Object = {
+    "spec": {**TEMPLATE["spec"], "containers": [{"name": "server", "resources": {"limits": {CHIP: "1"}}}]}
+}
 PREBUILT: Object = {"image": {"reference": IMAGE}}
 
 
@@ -29,6 +35,22 @@ PREBUILT: Object = {"image": {"reference": IMAGE}}
 def _kubelet(plane: Plane) -> Iterator[None]:
     with played(plane.api):
         yield
+
+
+@contextlib.contextmanager
+def chips(plane: Plane, count: int) -> Iterator[None]:
+    """The node has so many chips."""
+
+    def patch(value: str | None) -> None:
+        plane.api.patch(
+            "Node", None, NODE, {"status": {"capacity": {CHIP: value}, "allocatable": {CHIP: value}}}, "status"
+        )
+
+    patch(str(count))
+    try:
+        yield
+    finally:
+        patch(None)
 
 
 @pytest.fixture
@@ -158,6 +180,44 @@ class TestWithTheOperator:
         holds(lambda: pools.space.there("WarmPool", "nlp")["status"]["readyReplicas"] == 3, "three stay", seconds=3)
         pools.apply(replicas=4)
         pools.says("Warm")
+
+    def test_it_gives_way_to_a_service_that_finds_no_room(self, plane: Plane, pools: Pools) -> None:
+        space = pools.space
+        watching = Timeline(space.api, "WarmPool", space.name)
+        with chips(plane, 2):
+            pools.apply(replicas=3, template=ONE_CHIP)
+            pools.says("Unschedulable")
+            eventually(lambda: space.there("WarmPool", "nlp")["status"]["readyReplicas"] == 2, "there are two chips")
+
+            space.apply("chat", template=ONE_CHIP)
+            space.ready("chat", "Serving")
+            _, state = watching.first(lambda each: condition(each).get("reason") == "GivingWay", "the pool says so")
+            words = condition(state)["message"]
+            assert "of 3 pods are warm; 1 gives way to pod chat-" in words, words
+            assert words.endswith(f"which is Unschedulable: Insufficient {CHIP}"), words
+
+            def told() -> bool:
+                found = [each for each in space.api.list("Event", space.name) if each["reason"] == "GivingWay"]
+                return [(each["type"], each["regarding"]["name"]) for each in found] == [("Normal", "nlp")]
+
+            eventually(told, "an event tells, once")
+            pools.says("Unschedulable")
+            eventually(lambda: len(pools.pods()) == 3, "it is filled again, as far as that goes")
+            assert space.there("WarmPool", "nlp")["status"]["readyReplicas"] == 1
+
+            space.patch("TokenService", "chat", {"spec": {"replicas": 3}})
+
+            def shared() -> bool:
+                found = [space.there(*each)["status"]["readyReplicas"] for each in (SERVICE, POOL)]
+                return found == [2, 0]
+
+            eventually(shared, "the service has both chips, and waits for a third")
+            space.delete("TokenService", "chat")
+            eventually(
+                lambda: space.there("WarmPool", "nlp")["status"]["readyReplicas"] == 2,
+                "the pool has them again",
+                seconds=90,
+            )
 
     def test_a_template_that_cannot_be_used(self, pools: Pools) -> None:
         pools.apply(replicas=1)

@@ -5,33 +5,28 @@ API server, scheduler and the controllers of Deployments are real; the kubelet i
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-import yaml
 
-from tests.apiserver.conftest import SYSTEM, Plane, write_kubeconfig
+from tests.apiserver import crashes
+from tests.apiserver.conftest import SYSTEM, Plane
+from tests.apiserver.crashes import AT_ONCE, MOMENTS, Point, kinds, points
 from tests.support.api import Object
 from tests.support.cluster import condition, token_service
-from tests.support.faulty_proxy import Asked, Fault, FaultyProxy, Kind
+from tests.support.faulty_proxy import Asked
 from tests.support.played_kubelet import CRASH_MESSAGE, PRE_PULL, TOLERATION, played
 from tests.support.wait import eventually
 
-AT_ONCE = 8
 DEADLINE_SECONDS = 4
 IMAGES = {"rollout": "registry.invalid/new:2", "rollback": "registry.invalid/bad:2"}
 OLD = "registry.invalid/old:1"
 NAME = "llm"
 ALWAYS = {("patch", "controllerrevisions"), ("create", "pods"), ("patch", "deployments"), ("delete", "pods")}
-Moment = Literal["before", "after"]
-MOMENTS: tuple[Moment, ...] = ("before", "after")
-Point = tuple[str, str, int, Moment]
-"""Verb, resource, the how manieth of these, and whether before it or after."""
 
 
 @dataclass
@@ -84,41 +79,17 @@ class Life:
 
     def run(self, scenario: str, point: Point | None) -> tuple[list[Asked], bool]:
         """The change, with the operator killed at that point. Returns the writes, and whether it came to that."""
-        proxy = FaultyProxy(self.plane.api.server, self.plane.api.ca)
-        proxy.start()
-        kubeconfig = self.folder / f"{self.namespace}.kubeconfig"
-        token = yaml.safe_load(self.plane.kubeconfig.read_text())["users"][0]["user"]["token"]
-        write_kubeconfig(kubeconfig, proxy.url, token)
-        flags = (f"--namespaces={self.namespace}", f"--lease-namespace={self.namespace}")
-        operator = self.plane.operator(*flags, kubeconfig=kubeconfig, name=self.namespace)
-        done = self.rolled_out if scenario == "rollout" else self.rolled_back
         before = set(self.pods())
-        try:
-            operator.start()
-            killed = threading.Event()
 
-            def kill() -> None:
-                operator.kill()
-                killed.set()
-
-            if point is not None:
-                verb, resource, number, moment = point
-                kind: Kind = "cut" if moment == "before" else "lost"
-                proxy.inject(Fault(kind, verb, resource, after=number - 1, and_then=kill))
+        def begin() -> None:
             change = {"environment": {"image": {"reference": IMAGES[scenario]}}}
             self.plane.api.patch("TokenService", self.namespace, NAME, {"spec": change})
-            eventually(lambda: killed.is_set() or done(), f"{scenario}: {point}, or the end", seconds=60)
-            if killed.is_set():
-                self.plane.api.delete("Lease", self.namespace, "tokenservice-operator")  # as if it had run out
-                operator.start()
-            eventually(done, f"{scenario} ends, killed at {point}", seconds=90)
-            if scenario == "rollback":
-                assert set(self.pods()) == before, "what served was not touched"
-            assert not operator.surprises()
-        finally:
-            operator.end()
-            proxy.stop()
-        return proxy.writes, killed.is_set()
+
+        done = self.rolled_out if scenario == "rollout" else self.rolled_back
+        found = crashes.run(self.plane, self.namespace, self.folder, point, begin=begin, done=done)
+        if scenario == "rollback":
+            assert set(self.pods()) == before, "what served was not touched"
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -181,20 +152,8 @@ def test_killed_at_any_write_nothing_is_left_between(make: Callable[[int], list[
             (scenario, point, pool.submit(life.run, scenario, point))
             for (scenario, point), life in zip(where, make(len(where)), strict=True)
         ]
-        struck = {(scenario, *point) for scenario, point, run in runs if run.result()[1]}
+        struck = [(scenario, point) for scenario, point, run in runs if run.result()[1]]
     for scenario, writes in recorded.items():
         for moment in MOMENTS:
-            hit = {(verb, what) for which, verb, what, _, when in struck if (which, when) == (scenario, moment)}
+            hit = crashes.struck((point for which, point in struck if which == scenario), moment)
             assert kinds(writes) <= hit, f"{scenario}: never killed {moment} {kinds(writes) - hit}"
-
-
-def points(writes: Sequence[Asked]) -> Iterator[Point]:
-    """Before and after each of the writes."""
-    for index, write in enumerate(writes):
-        number = 1 + sum((one.verb, one.resource) == (write.verb, write.resource) for one in writes[:index])
-        for moment in MOMENTS:
-            yield write.verb, write.resource, number, moment
-
-
-def kinds(writes: Iterable[Asked]) -> set[tuple[str, str]]:
-    return {(write.verb, write.resource) for write in writes}

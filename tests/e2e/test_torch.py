@@ -285,6 +285,75 @@ def test_a_pod_of_a_pool_takes_a_model_and_keeps_it(
     module_space.api.delete("WarmPool", module_space.name, "tiny")
 
 
+def test_scaled_up_from_a_pool(
+    module_space: Space, tiny: Object, model_image: str, client: Client, cluster: Cluster
+) -> None:
+    """The new replica serves before imports would end, becomes the Deployment's, and needs nobody from then on."""
+    pool: dict[str, Any] = yaml.safe_load((ROOT / "examples/pool.yaml").read_text())
+    pool["spec"]["template"]["spec"]["volumes"][0]["image"]["reference"] = model_image
+    pool["spec"]["api"] = tiny["spec"]["api"]
+    module_space.api.apply(module_space.name, pool)
+    module_space.patch("tiny", warmPool={"name": "tiny"})
+    module_space.ready("tiny")
+    module_space.condition("tiny", "WarmPoolReady", "Fits")
+
+    def filled() -> Object:
+        found = module_space.there("WarmPool", "tiny")
+        assert condition(found).get("reason") == "Warm", found.get("status")
+        return found
+
+    eventually(filled, "the pool is warm", seconds=120)
+    (warm,) = module_space.api.list("Pod", module_space.name, labelSelector="tokenservice.dev/pool=tiny")
+    name = warm["metadata"]["name"]
+    pods = Timeline(module_space.api, "Pod", module_space.name)
+    pods.first(lambda pod: pod["metadata"]["name"] == name, "the warm pod is watched")
+    begun = time.monotonic()
+    module_space.patch("tiny", replicas=2)
+    when, pod = pods.first(
+        lambda pod: pod["metadata"]["name"] == name and "tokenservice.dev/service" in pod["metadata"]["labels"],
+        "the warm pod serves",
+    )
+    stages = json.loads(pod["metadata"]["annotations"]["tokenservice.dev/start-stages"])
+    assert when - begun < stages["imports"], stages
+    module_space.ready("tiny")
+    assert when - begun < 2.0
+
+    pods.first(
+        lambda pod: (
+            pod["metadata"]["name"] == name
+            and pod["metadata"].get("ownerReferences", [{}])[0].get("kind") == "ReplicaSet"
+            and "controller.kubernetes.io/pod-deletion-cost" not in pod["metadata"]["annotations"]
+        ),
+        "it is the Deployment's like any other",
+    )
+    deployment = module_space.there("Deployment", "tiny")
+    assert deployment["spec"]["replicas"] == 2
+    assert warm["metadata"]["uid"] in module_space.uids("tiny")
+    assert len(module_space.uids("tiny")) == 2
+    eventually(filled, "the pool is filled again", seconds=120)
+
+    cluster.kubectl("-n", SYSTEM, "scale", "deployment", RELEASE, "--replicas", "0")
+    try:
+        before = container(module_space.there("Pod", name))
+        kill_container(cluster, before)
+
+        def again(pod: Object) -> bool:
+            now = container(pod)
+            return pod["metadata"]["name"] == name and now.get("restartCount", 0) > before["restartCount"]
+
+        pods.first(lambda pod: again(pod) and not container(pod)["ready"], "it is not Ready while it loads", seconds=60)
+        pods.first(lambda pod: again(pod) and bool(container(pod)["ready"]), "it serves again, by itself", seconds=60)
+        address = module_space.there("Pod", name)["status"]["podIP"]
+        asked = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 4, "temperature": 0}
+        answer = client.ask(f"http://{address}:8000/v1/completions", asked, Authorization=f"Bearer {KEY}")
+        assert answer.json["choices"][0]["text"]
+    finally:
+        cluster.kubectl("-n", SYSTEM, "scale", "deployment", RELEASE, "--replicas", "1")
+    module_space.patch("tiny", replicas=1, warmPool=None)
+    module_space.api.delete("WarmPool", module_space.name, "tiny")
+    module_space.ready("tiny")
+
+
 def test_a_crash_is_told_and_mended(module_space: Space, tiny: Object, cluster: Cluster) -> None:
     before = container(module_space.pod("tiny"))
     kill_container(cluster, before)

@@ -24,6 +24,7 @@ from tokenservice.services.controller import TOKENSERVICES
 from tokenservice.services.store import Key, decode, read
 from tokenservice.watch import Kind, WatchEnded, note
 
+from tests.unit.pools.builders import waiting_pod
 from tests.unit.services.builders import node
 
 KEY = ("team", "chat")
@@ -245,6 +246,22 @@ async def test_a_pod_that_is_gone_is_forgotten() -> None:
     metadata = {"namespace": "team", "name": "nlp-1", "uid": "uid", "resourceVersion": "1"}
     made._pod_changed(msgspec.convert({"metadata": metadata}, Pod), None)
     assert effects._stale == {}
+
+
+async def test_a_pod_that_finds_no_room_asks_the_pools_of_its_namespace() -> None:
+    made = parts()
+    spec = {"environment": {"image": {"reference": "i"}}}
+    for namespace, name in (("team", "one"), ("team", "two"), ("other", "three")):
+        metadata = {"namespace": namespace, "name": name, "uid": name, "generation": 1, "resourceVersion": "5"}
+        made._pools.observe(msgspec.convert({"metadata": metadata, "spec": spec}, WarmPool))
+    pools = [("warmpool", ("team", "one")), ("warmpool", ("team", "two"))]
+    waits, placed = waiting_pod(), waiting_pod(says=None)
+    for old, new in ((None, waits), (waits, placed), (placed, waits), (waits, None)):
+        made._pod_changed(old, new)
+        assert [each for each in await asked(made) if each[0] == "warmpool"] == pools, (old, new)
+    made._pod_changed(waits, waits)
+    made._pod_changed(None, placed)
+    assert [each for each in await asked(made) if each[0] == "warmpool"] == []
 
 
 async def test_every_series_of_the_controllers_is_there_from_the_start() -> None:

@@ -50,6 +50,7 @@ UNSCHEDULABLE = "Unschedulable"
 WARM = "Warm"
 FILLING = "Filling"
 ROLLING = "Rolling"
+GIVING_WAY = "GivingWay"
 
 # Of a CondaEnvironment, and of a TokenService that runs in one. What ails that itself is a Reason of api/jobs.py.
 ENVIRONMENT_NOT_READY = "EnvironmentNotReady"

@@ -7,6 +7,7 @@ reference, meta/v1, apps/v1, core/v1, policy/v1.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -187,8 +188,34 @@ class ContainerStatus(Struct, frozen=True, kw_only=True):
     last_state: ContainerState = ContainerState()
 
 
+class Resources(Struct, frozen=True, kw_only=True):
+    """What a container asks for and may use at most: quantities by resource."""
+
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+
+
+class Container(Struct, frozen=True, kw_only=True):
+    resources: Resources = Resources()
+
+
 class PodSpec(Struct, frozen=True, kw_only=True):
+    """All but `node_name` is known only of a pod without a node: see `__post_init__`."""
+
     node_name: str = ""
+    node_selector: dict[str, str] = {}
+    affinity: dict[str, Any] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
+    containers: tuple[Container, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Most pods have a node, and of them nobody asks where they could go. The rest costs 2 µs more to decode (5.4
+        # without it, 7.6 with); kept, it would add half again to a pod's 3.2 KB in the cache.
+        if self.node_name:
+            msgspec.structs.force_setattr(self, "node_selector", {})
+            msgspec.structs.force_setattr(self, "affinity", {})
+            msgspec.structs.force_setattr(self, "tolerations", ())
+            msgspec.structs.force_setattr(self, "containers", ())
 
 
 class PodStatus(Struct, frozen=True, kw_only=True):

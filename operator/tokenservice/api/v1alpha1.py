@@ -103,6 +103,30 @@ class Failure(Struct, frozen=True, kw_only=True):
     container: str = ""
 
 
+class StartStages(Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Seconds of each stage that a start had. Written whole, as an EnvironmentStatus is."""
+
+    claim: float | None = None
+    scheduling: float | None = None
+    pull: float | None = None
+    container: float | None = None
+    imports: float | None = None
+    prepare: float | None = None
+    weights: float | None = None
+    warmup: float | None = None
+    endpoint: float | None = None
+
+
+class LastStart(Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Where the seconds of the newest pod's start went."""
+
+    path: Literal["Cold", "Prepulled", "Warm"]
+    seconds: float
+    stages: StartStages = StartStages()
+    pod: str = ""
+    at: str | None = None
+
+
 class TokenServiceStatus(Struct, frozen=True, kw_only=True, omit_defaults=False):
     observed_generation: int = 0
     url: str | None = None
@@ -115,6 +139,7 @@ class TokenServiceStatus(Struct, frozen=True, kw_only=True, omit_defaults=False)
     update_revision: str | None = None
     last_good_revision: str | None = None
     environment: EnvironmentStatus | None = None
+    last_start: LastStart | None = None
     failures: tuple[Failure, ...] = ()
     conditions: tuple[Condition, ...] = ()
 

@@ -85,10 +85,9 @@ def _ours(pod: Pod, owner_uid: str) -> bool:
 
 
 def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
-    labels, annotations = pod.metadata.labels, pod.metadata.annotations
+    labels = pod.metadata.labels
     # Somebody may have taken the annotation away, or written what they liked.
-    known = _time(annotations.get(names.ANNOTATION_CLAIMED_AT)) or time_of(pod.metadata.creation_timestamp) or now
-    at = min(known, now)
+    at = min(claimed_at(pod) or time_of(pod.metadata.creation_timestamp) or now, now)
     failures = pod_failures(pod)
     return Claim(
         pod=pod,
@@ -114,6 +113,11 @@ def _ran_since(pod: Pod, at: datetime) -> bool:
 def served_at(pod: Pod) -> datetime | None:
     """When a pod that came from a pool was put into its Service; None for others."""
     return _time(pod.metadata.annotations.get(names.ANNOTATION_SERVED_AT))
+
+
+def claimed_at(pod: Pod) -> datetime | None:
+    """When a pod was taken from its pool; None for one that was not, or has settled since."""
+    return _time(pod.metadata.annotations.get(names.ANNOTATION_CLAIMED_AT))
 
 
 def stamp_exactly(when: datetime) -> str:

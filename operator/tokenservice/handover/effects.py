@@ -17,6 +17,7 @@ from tokenservice.kube.errors import ApiError
 from tokenservice.runtime.logs import get_logger
 
 PODS = Resource("", "v1", "pods", "Pod")
+WARMPOOLS = Resource(names.GROUP, names.VERSION, "warmpools", "WarmPool")
 REPLICASETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
 
 _log = get_logger("tokenservice.handover")
@@ -58,8 +59,8 @@ class Effects:
         """A pod is gone."""
         self._stale.pop(uid, None)
 
-    async def claim(self, taker: Taker, pods: Sequence[Pod], revision: str, pool: str) -> int:
-        """Takes the pods out of their pool, side by side. Returns how many it got: others may have been faster."""
+    async def claim(self, taker: Taker, pods: Sequence[Pod], revision: str, pool: str) -> tuple[Pod, ...]:
+        """Takes the pods out of their pool, side by side. Returns those that it got: others may have been faster."""
 
         async def one(pod: Pod) -> bool:
             uid = pod.metadata.uid
@@ -86,14 +87,16 @@ class Effects:
         for each in found:
             if isinstance(each, BaseException):
                 raise each
-        return sum(1 for each in found if each is True)
+        return tuple(pod for pod, got in zip(pods, found, strict=True) if got)
 
-    async def serve(self, claim: Claim, template: Mapping[str, Any], stages: Mapping[str, float]) -> None:
-        """Puts the pod into its Service. Nothing, if it is gone."""
+    async def serve(self, claim: Claim, template: Mapping[str, Any], stages: Mapping[str, float]) -> datetime | None:
+        """Puts the pod into its Service. Returns when; None if it is gone."""
         now = self._now()
-        if await self._patch(claim.pod, patches.serve(claim.pod, template, stages, now)):
-            seconds = round((now - claim.at).total_seconds(), 3)
-            _log.info("serves", action="Pod", pod=claim.pod.metadata.name, duration_s=seconds, stages=dict(stages))
+        if not await self._patch(claim.pod, patches.serve(claim.pod, template, stages, now)):
+            return None
+        seconds = round((now - claim.at).total_seconds(), 3)
+        _log.info("serves", action="Pod", pod=claim.pod.metadata.name, duration_s=seconds, stages=dict(stages))
+        return now
 
     async def drop(self, pod: Pod, why: str) -> None:
         """Deletes a claimed pod, which drains as every pod does. It never goes back to its pool."""

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenservice.api.meta import Node, Taint
+from tokenservice.api.quantity import amount
 
 _BLOCKING = frozenset({"NoSchedule", "NoExecute"})
 
 
 UNPACKED = 3
 """Room that an image takes on a node, as a multiple of its size in the registry: as it came, and unpacked."""
-
-_SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
-_SUFFIXES |= {f"{letter}i": 1024 ** (power + 1) for power, letter in enumerate("KMGTP")}
 
 
 def unfit(node: Node, size: int | None = None) -> str | None:
@@ -32,9 +30,9 @@ def unfit(node: Node, size: int | None = None) -> str | None:
         return "it is not Ready"
     if state.get("DiskPressure") == "True":
         return "its disk is full (DiskPressure)"
-    disk = _bytes(node.status.allocatable.get("ephemeral-storage", ""))
+    disk = amount(node.status.allocatable.get("ephemeral-storage", ""))
     if size is not None and disk is not None and disk < UNPACKED * size:
-        return f"its disk is too small: {disk / 1e9:.0f} GB for images of about {UNPACKED * size / 1e9:.0f} GB"
+        return f"its disk is too small: {disk / 10**9:.0f} GB for images of about {UNPACKED * size / 1e9:.0f} GB"
     return None
 
 
@@ -122,10 +120,3 @@ def _whole(text: str) -> int:
 
 def _is_whole(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
-
-
-def _bytes(quantity: str) -> int | None:
-    """A Quantity of bytes; None for one that is not written as nodes write it."""
-    digits = quantity.rstrip("kKMGTPi")
-    factor = _SUFFIXES.get(quantity[len(digits) :])
-    return int(digits) * factor if digits.isdecimal() and factor else None

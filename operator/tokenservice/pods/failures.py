@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from tokenservice.api.conditions import cut, cut_front
+from tokenservice.api.conditions import UNSCHEDULABLE, cut, cut_front
 from tokenservice.api.meta import Condition, ContainerStateTerminated, ContainerStatus, Pod
 from tokenservice.api.v1alpha1 import Failure
 
@@ -31,9 +31,9 @@ def pod_failures(pod: Pod) -> list[Failure]:
     name = pod.metadata.name
     if pod.status.reason:  # of the whole pod: Evicted, NodeLost, OutOfcpu
         return [Failure(pod=name, reason=pod.status.reason, message=cut(pod.status.message))]
-    scheduled = next((condition for condition in pod.status.conditions if condition.type == "PodScheduled"), None)
-    if scheduled and scheduled.status == "False" and scheduled.reason:
-        return [Failure(pod=name, reason=scheduled.reason, message=cut(scheduled.message))]
+    lacking = _not_scheduled(pod)
+    if lacking:
+        return [Failure(pod=name, reason=lacking.reason, message=cut(lacking.message))]
     found = [_container_failure(name, status, init=True) for status in pod.status.init_container_statuses]
     found += [_container_failure(name, status, init=False) for status in pod.status.container_statuses]
     return [failure for failure in found if failure]
@@ -44,10 +44,24 @@ def readiness(pod: Pod) -> Condition | None:
     return next((item for item in pod.status.conditions if item.type == "Ready" and item.status == "True"), None)
 
 
+def unschedulable(pod: Pod) -> str | None:
+    """The scheduler's words about a pod that it has found no node for; None for every other pod."""
+    if pod.spec.node_name or pod.status.phase not in ("", "Pending"):
+        return None
+    lacking = _not_scheduled(pod)
+    return lacking.message if lacking and lacking.reason == UNSCHEDULABLE else None
+
+
 def where(failure: Failure) -> str:
     """The pod and the container that a failure is about, to begin a message with."""
     of = (("pod", failure.pod), ("container", failure.container))
     return "".join(f"{kind} {name}: " for kind, name in of if name)
+
+
+def _not_scheduled(pod: Pod) -> Condition | None:
+    """The condition that says why a pod has no node."""
+    found = next((condition for condition in pod.status.conditions if condition.type == "PodScheduled"), None)
+    return found if found and found.status == "False" and found.reason else None
 
 
 def _container_failure(pod: str, status: ContainerStatus, *, init: bool) -> Failure | None:

@@ -8,16 +8,14 @@ strategic merge patch (sig-api-machinery/strategic-merge-patch.md).
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from tokenservice.api.quantity import PATTERN as QUANTITY
 
 PREFIX = "#/components/schemas/"
 POD_TEMPLATE = "io.k8s.api.core.v1.PodTemplateSpec"
 DIRECTIVE = "$patch"
-
-# resource.Quantity: sign, digits with at most one point, then a binary or decimal suffix or an exponent.
-_QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?")
 
 # Keys of list elements that the API server fills in where they are left out; no other has a default.
 _DEFAULT_KEYS = {"protocol": "TCP"}
@@ -256,7 +254,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_quantity(value: Any, path: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or not _QUANTITY.fullmatch(str(value)):
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or not QUANTITY.fullmatch(str(value)):
         raise InvalidTemplateError(f"{path}: {value!r} is not a quantity; write for example 1, 500m or 2Gi")
 
 

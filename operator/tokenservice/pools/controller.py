@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -16,31 +16,35 @@ from tokenservice.api.meta import Node, ObjectMeta, Pod, Struct
 from tokenservice.api.pools import WarmPool, WarmPoolStatus
 from tokenservice.api.v1alpha1 import EnvironmentStatus
 from tokenservice.handover import tokens
-from tokenservice.handover.claim import POOL
-from tokenservice.handover.effects import PODS
+from tokenservice.handover.claim import POOL, is_member
+from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.handover.shape import PodSpec
+from tokenservice.handover.tally import Count, Tally
 from tokenservice.kube.cache import Cache
-from tokenservice.kube.client import Client, Resource, decode
+from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
 from tokenservice.nodes.fit import unfit
 from tokenservice.pods import environment
+from tokenservice.pods.failures import readiness
 from tokenservice.pods.refusal import RETRY_REFUSED_SECONDS, Refusal
 from tokenservice.pods.schema import InvalidTemplateError
 from tokenservice.pods.source import SchemaSource
-from tokenservice.pools import render
+from tokenservice.pools import giving, render
 from tokenservice.pools.bucket import Bucket
+from tokenservice.pools.giving import Amounts, Around, Given, Giver
 from tokenservice.pools.plan import Plan, plan
+from tokenservice.pools.sizing import Member
 from tokenservice.pools.snapshot import Snapshot
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 
-WARMPOOLS = Resource(names.GROUP, names.VERSION, "warmpools", "WarmPool")
 AT_ONCE = 16
 """Pods of one pool that are made or deleted at the same time: others want the API server, too."""
 PASSING_SECONDS = 1.0
 """After which anything that happens makes a pool try again what the API server refused."""
+COUNTS = ("replicas", "ready_replicas", "updated_replicas", "claimed", "hits", "misses")
 COUNTS_SECONDS = 1.0
 """Between two writes of a status in which only numbers changed: in a burst of claims they change all the time."""
 
@@ -64,14 +68,26 @@ class Environments(Protocol):
 
 @dataclass(frozen=True)
 class Caches:
-    """pods: of everybody, those of pools indexed by "namespace/WarmPool name" and `POOL`. nodes: all nodes, none where
-    they cannot be seen.
+    """What is known of the cluster.
+
+    Attributes:
+        pools: all WarmPools.
+        pods: of everybody, those of pools indexed by "namespace/WarmPool name" and `POOL`.
+        environments: all CondaEnvironments.
+        nodes: all nodes, none where they cannot be seen.
+        waiting: pods of TokenServices of a namespace that are Unschedulable.
+        pools_in: the WarmPools of a namespace.
+        claimed: how many pods of the WarmPool of that namespace and name were taken and have not settled.
+
     """
 
     pools: Cache[WarmPool]
     pods: Cache[Pod]
     environments: Environments
     nodes: Callable[[], Iterable[Node]] = tuple
+    waiting: Callable[[str], tuple[Pod, ...]] = lambda _: ()
+    pools_in: Callable[[str], Iterable[WarmPool]] = lambda _: ()
+    claimed: Callable[[str, str], int] = lambda _namespace, _name: 0
 
 
 @dataclass
@@ -92,6 +108,8 @@ class _Memo:
     """Whether the API server says that there is no such WarmPool; the watch is about to."""
     written: datetime | None = None
     """When a status was written last."""
+    holds: Amounts = field(default_factory=dict)
+    """What each of its pods requests, as last rendered."""
 
 
 class Reconciler:
@@ -104,6 +122,7 @@ class Reconciler:
         recorder: posts events.
         key: with which tokens are made, the same in every replica of the operator.
         now: the time.
+        tally: of what is taken from pools.
         on_made: is told of a pool whose pods are made from something else now.
         nonce: something that was never there before.
 
@@ -119,6 +138,7 @@ class Reconciler:
         key: bytes,
         now: Callable[[], datetime],
         on_made: Callable[[Key], None],
+        tally: Tally,
         nonce: Callable[[], str],
     ) -> None:
         self._client = client
@@ -129,8 +149,11 @@ class Reconciler:
         self._key_id = tokens.key_id(key)
         self._now = now
         self._on_made = on_made
+        self._tally = tally
         self._nonce = nonce
         self._memos: dict[Key, _Memo] = {}
+        self._given: dict[str, Mapping[str, Given]] = {}
+        """By namespace and the uid of a pod that waits: what its pools have given up for it."""
 
     def spec(self, namespace: str, name: str) -> PodSpec | None:
         """That of a pool's pods, as they are made now; None as long as there is none."""
@@ -147,6 +170,7 @@ class Reconciler:
         pool = self._caches.pools.get(*key)
         if pool is None or pool.metadata.deletion_timestamp:
             self._memos.pop(key, None)
+            self._tally.forget(key)
             return Result()
         memo = await self._memo(key, pool)
         if memo.gone:
@@ -174,23 +198,62 @@ class Reconciler:
         now = self._now()
         memo.bucket = memo.bucket.filled(pool.spec.refill.max_per_second, now)
         used = self._environment(pool)
-        unfit_nodes = {node.metadata.name for node in self._caches.nodes() if unfit(node)}
+        nodes = {node.metadata.name: node for node in self._caches.nodes()}
+        unfit_nodes = {node for node, each in nodes.items() if unfit(each)}
         made = memo.made
-        return plan(
+        step = plan(
             Snapshot(
                 pool=pool,
                 rendered=made if isinstance(made, render.Rendered) else None,
                 refusal=made if isinstance(made, Refusal) else memo.refusal,
                 environment=environment.verdict(pool, used),
                 runs_in=environment.runs_in(pool, used),
-                pods=self._caches.pods.by_index(f"{namespace}/{name}{POOL}"),
+                pods=self._pods(pool),
                 taken=lambda each: each in memo.foreign or self._caches.pods.get(namespace, each) is not None,
                 may_create=min(1, memo.bucket.whole) if memo.refused else memo.bucket.whole,
                 key_id=self._key_id,
                 unfit=unfit_nodes.__contains__,
                 now=now,
+                holds=memo.holds,
+                around=self._around(namespace, name, nodes, unfit_nodes),
+                count=self._tally.of((namespace, name)),
+                claimed=self._caches.claimed(namespace, name),
             )
         )
+        # Before anything is written: the other pools of the namespace are reconciled at the same time.
+        if step.given:
+            self._given[namespace] = step.given
+        else:
+            self._given.pop(namespace, None)
+        return step
+
+    def _around(self, namespace: str, name: str, nodes: Mapping[str, Node], unfit_nodes: Container[str]) -> Around:
+        """Nothing unless something waits, which is seldom."""
+        waiting = self._caches.waiting(namespace)
+        if not waiting:
+            return Around()
+        siblings = (pool for pool in self._caches.pools_in(namespace) if pool.metadata.name != name)
+        return Around(
+            waiting=waiting,
+            given=self._given.get(namespace, {}),
+            siblings=tuple(self._giver(pool, unfit_nodes) for pool in siblings),
+            nodes=nodes,
+        )
+
+    def _giver(self, pool: WarmPool, unfit_nodes: Container[str]) -> Giver:
+        """What another pool could give. One that was not looked at yet since the start could give nothing."""
+        namespace, name = pool.metadata.namespace, pool.metadata.name
+        memo = self._memos.get((namespace, name))
+        found = (
+            Member(pod, warm=readiness(pod) is not None, current=True)
+            for pod in self._pods(pool)
+            if is_member(pod, name, pool.metadata.uid)
+        )
+        can = tuple(member for member in found if giving.can_give(member, unfit_nodes.__contains__))
+        return Giver(name, memo.holds if memo else {}, can)
+
+    def _pods(self, pool: WarmPool) -> tuple[Pod, ...]:
+        return self._caches.pods.by_index(f"{pool.metadata.namespace}/{pool.metadata.name}{POOL}")
 
     def _environment(self, pool: WarmPool) -> CondaEnvironment | None:
         name = pool.environment_name
@@ -215,6 +278,8 @@ class Reconciler:
             self._on_made(key)
         elif memo.refusal and memo.refused and _past(memo.refused, PASSING_SECONDS, now):
             memo.refusal = None
+        if isinstance(memo.made, render.Rendered):  # else its pods are those of an earlier template
+            memo.holds = giving.requested(memo.made.template["spec"]["containers"])
         return memo
 
     async def _render(self, pool: WarmPool) -> render.Rendered | Refusal | None:
@@ -300,6 +365,7 @@ class Reconciler:
             left = COUNTS_SECONDS - (now - memo.written).total_seconds() if memo.written else 0.0
             if left > 0 and _only_counts(pool.status, step.status):
                 return min(left, COUNTS_SECONDS)
+            hits, misses = step.status.hits - pool.status.hits, step.status.misses - pool.status.misses
             patch = status_patch(pool.status, step.status)
             try:
                 body = await self._client.patch_status(WARMPOOLS, *key, patch)
@@ -309,6 +375,7 @@ class Reconciler:
                 memo.gone = True
                 return None
             self._caches.pools.observe(self._caches.pools.decode(body))
+            self._tally.written(key, Count(hits, misses))
             memo.written = now
         about = ObjectRef(names.API_VERSION, WARMPOOLS.kind, *key, uid=pool.metadata.uid)
         for event in step.events:
@@ -355,6 +422,6 @@ def _only_counts(before: WarmPoolStatus, after: WarmPoolStatus) -> bool:
 
     def rest(status: WarmPoolStatus) -> WarmPoolStatus:
         conditions = tuple(msgspec.structs.replace(each, message="") for each in status.conditions)
-        return msgspec.structs.replace(status, replicas=0, ready_replicas=0, updated_replicas=0, conditions=conditions)
+        return msgspec.structs.replace(status, conditions=conditions, **dict.fromkeys(COUNTS, 0))
 
     return rest(before) == rest(after)

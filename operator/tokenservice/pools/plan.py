@@ -1,13 +1,14 @@
 """The next step for one WarmPool, derived from what is: a pure function from snapshot to plan.
 
 Ready means that every pod asked for is warm and of the newest environment; Progressing that the pool is being filled or
-rolled. Where that does not go on it is False, with the reason of the first pod that does not come up.
+rolled. Where that does not go on it is False, with the reason of the first pod that does not come up. A pool that gives
+way to a pod of a TokenService is not Ready, and progresses: it is filled again once that pod has a node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tokenservice.api import conditions as names
 from tokenservice.api.conditions import Verdict
@@ -19,17 +20,24 @@ from tokenservice.api.pools import WarmPoolStatus
 from tokenservice.api.v1alpha1 import Failure
 from tokenservice.handover.claim import is_member
 from tokenservice.pods.failures import MAX_FAILURES, pod_failures, readiness, where
-from tokenservice.pools.sizing import Member, Size, size
+from tokenservice.pools import giving
+from tokenservice.pools.giving import Given, Giver
+from tokenservice.pools.sizing import Gives, Member, Size, size
 from tokenservice.pools.snapshot import Snapshot
+from tokenservice.pools.waiting import words
 
 _QUIET = frozenset({names.FILLING, names.ROLLING, names.ENVIRONMENT_NOT_READY, names.SCALED_TO_ZERO})
 """Reasons of Ready that are no news: of an environment that is not ready, the event of EnvironmentReady tells."""
+_SOON = 1.0
+"""Seconds after which a pool looks again whether another one has given way to a pod, or it is its own turn."""
 _LIMITS = {names.ENVIRONMENT_READY: MESSAGE_BYTES}
 
 
 @dataclass(frozen=True)
 class Plan:
     size: Size
+    given: Mapping[str, Given]
+    """What there is to remember, by the uid of the pod that something was given to."""
     status: WarmPoolStatus | None
     """The status to write; None if the one that stands there is right."""
     events: tuple[Event, ...]
@@ -42,6 +50,8 @@ def plan(snapshot: Snapshot) -> Plan:
     pool = snapshot.pool
     found = members(snapshot)
     makes = snapshot.rendered is not None and snapshot.refusal is None
+    given, others = _given(snapshot, found)
+    gives = giving.given_up(pool.metadata.name, given, snapshot.now)
     sizes = size(
         pool.metadata.name,
         pool.spec.replicas if makes else min(pool.spec.replicas, len(found)),
@@ -50,17 +60,45 @@ def plan(snapshot: Snapshot) -> Plan:
         may_create=snapshot.may_create if makes else 0,
         rolls=makes,
         now=snapshot.now,
+        gives=gives,
     )
-    status = _status(snapshot, found)
-    waits = [sizes.wait.total_seconds()] if sizes.wait else []
+    status = _status(snapshot, found, _way(snapshot, given, gives))
+    waits = [wait.total_seconds() for wait in giving.waits(pool.metadata.name, snapshot.around, given, snapshot.now)]
+    if others:
+        waits.append(_SOON)
+    if sizes.wait:
+        waits.append(sizes.wait.total_seconds())
     if snapshot.refusal:
         waits.append(snapshot.refusal.wait)
     return Plan(
         size=sizes,
+        given=given,
         status=None if status == pool.status else status,
         events=_events(pool.status, status),
         requeue_after=min(waits, default=None),
     )
+
+
+def _given(snapshot: Snapshot, found: Sequence[Member]) -> tuple[dict[str, Given], bool]:
+    """What the pools have given to pods that wait, and this one gives now; and whether another one is about to."""
+    given = giving.remembered(snapshot.around, snapshot.pods, snapshot.now)
+    givers = tuple(member for member in found if giving.can_give(member, snapshot.unfit))
+    mine = Giver(snapshot.pool.metadata.name, snapshot.holds, givers)
+    more, others = giving.gives(mine, replace(snapshot.around, given=given), snapshot.now)
+    return {**given, **more}, others
+
+
+def _way(snapshot: Snapshot, given: Mapping[str, Given], gives: Gives) -> str:
+    """To whom the pool gives way and for what, in words; "" if it does not."""
+    name = snapshot.pool.metadata.name
+    mine = [pod for pod in snapshot.around.waiting if (each := given.get(pod.metadata.uid)) and each.pool == name]
+    if not mine:
+        return ""
+    first, said = min((pod.metadata.name, words(pod) or "") for pod in mine)
+    lacks = ", ".join(f"Insufficient {each}" for each in giving.insufficient(said))
+    more = f" (and to {len(mine) - 1} more)" if len(mine) > 1 else ""
+    verb = "gives way" if gives.places == 1 else "give way"
+    return f"{gives.places} {verb} to pod {first}{more}, which is {names.UNSCHEDULABLE}: {lacks or said}"
 
 
 def members(snapshot: Snapshot) -> tuple[Member, ...]:
@@ -81,13 +119,13 @@ def _member(snapshot: Snapshot, pod: Pod) -> Member:
     )
 
 
-def _status(snapshot: Snapshot, found: Sequence[Member]) -> WarmPoolStatus:
+def _status(snapshot: Snapshot, found: Sequence[Member], way: str) -> WarmPoolStatus:
     pool = snapshot.pool
     failures = _failures(found)
-    verdicts = {names.READY: _ready(snapshot, found, failures)}
+    verdicts = {names.READY: _ready(snapshot, found, failures, way)}
     if snapshot.environment:
         verdicts[names.ENVIRONMENT_READY] = snapshot.environment
-    verdicts[names.PROGRESSING] = _progressing(snapshot, found, failures)
+    verdicts[names.PROGRESSING] = _progressing(snapshot, found, failures, way)
     generation = pool.metadata.generation
     current = [
         Condition(type=kind, status=status, reason=reason, message=message, observed_generation=generation)
@@ -99,6 +137,9 @@ def _status(snapshot: Snapshot, found: Sequence[Member]) -> WarmPoolStatus:
         replicas=len(found),
         ready_replicas=sum(1 for member in found if member.warm),
         updated_replicas=sum(1 for member in found if member.current),
+        claimed=snapshot.claimed,
+        hits=pool.status.hits + snapshot.count.hits,
+        misses=pool.status.misses + snapshot.count.misses,
         environment=snapshot.runs_in,
         failures=failures,
         conditions=names.merge(pool.status.conditions, current, snapshot.now, limits=_LIMITS),
@@ -110,7 +151,7 @@ def _failures(found: Sequence[Member]) -> tuple[Failure, ...]:
     return tuple(failure for pod in pods for failure in pod_failures(pod))[:MAX_FAILURES]
 
 
-def _ready(snapshot: Snapshot, found: Sequence[Member], failures: Sequence[Failure]) -> Verdict:
+def _ready(snapshot: Snapshot, found: Sequence[Member], failures: Sequence[Failure], way: str) -> Verdict:
     stopped = _stopped(snapshot)
     if stopped:
         return stopped
@@ -120,10 +161,10 @@ def _ready(snapshot: Snapshot, found: Sequence[Member], failures: Sequence[Failu
     fit = sum(1 for member in found if member.warm and member.current)
     if fit >= wanted:
         return "True", names.WARM, f"{wanted} of {wanted} pods are warm"
-    return _lacking(found, fit, wanted, failures)
+    return _lacking(found, fit, wanted, failures, way)
 
 
-def _progressing(snapshot: Snapshot, found: Sequence[Member], failures: Sequence[Failure]) -> Verdict:
+def _progressing(snapshot: Snapshot, found: Sequence[Member], failures: Sequence[Failure], way: str) -> Verdict:
     stopped = _stopped(snapshot)
     if stopped:
         environment = snapshot.environment
@@ -134,7 +175,7 @@ def _progressing(snapshot: Snapshot, found: Sequence[Member], failures: Sequence
     fit = sum(1 for member in found if member.warm and member.current)
     if fit >= wanted and all(member.current for member in found):
         return "False", names.COMPLETE, "every pod is of the newest environment and template"
-    _, reason, message = _lacking(found, fit, wanted, failures)
+    _, reason, message = _lacking(found, fit, wanted, failures, way)
     return str(not failures), reason, message
 
 
@@ -148,7 +189,7 @@ def _stopped(snapshot: Snapshot) -> Verdict | None:
     return None
 
 
-def _lacking(found: Sequence[Member], fit: int, wanted: int, failures: Sequence[Failure]) -> Verdict:
+def _lacking(found: Sequence[Member], fit: int, wanted: int, failures: Sequence[Failure], way: str) -> Verdict:
     """What keeps the pool from being Ready, as Ready says it."""
     outdated = sum(1 for member in found if not member.current)
     said = f"{fit} of {wanted} pods are warm"
@@ -158,6 +199,8 @@ def _lacking(found: Sequence[Member], fit: int, wanted: int, failures: Sequence[
         first = failures[0]
         room = names.MAX_MESSAGE_BYTES - len(f"{said}; {where(first)}".encode())
         return "False", first.reason, f"{said}; {where(first)}{names.cut_front(first.message, room)}"
+    if way:
+        return "False", names.GIVING_WAY, f"{said}; {way}"
     return "False", names.ROLLING if outdated else names.FILLING, said
 
 
@@ -171,5 +214,6 @@ def _events(before: WarmPoolStatus, after: WarmPoolStatus) -> tuple[Event, ...]:
         if now.reason in names.UNDER_WAY or (kind == names.READY and now.reason in _QUIET):
             continue
         note = now.message if kind == names.READY else names.first_line(now.message)
-        events.append(Event("Normal" if now.status == "True" else "Warning", now.reason, note))
+        normal = now.status == "True" or now.reason == names.GIVING_WAY
+        events.append(Event("Normal" if normal else "Warning", now.reason, note))
     return tuple(events)

@@ -44,6 +44,22 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Gives:
+    """What the pool gives up for pods of TokenServices that wait.
+
+    Attributes:
+        uids: of the members that go, or have gone.
+        places: that are not filled.
+        settling: whether a new member could take the room that is meant for them.
+
+    """
+
+    uids: frozenset[str] = frozenset()
+    places: int = 0
+    settling: bool = False
+
+
+@dataclass(frozen=True)
 class Size:
     """What to do about the number of pods."""
 
@@ -66,6 +82,7 @@ def size(
     may_create: int,
     rolls: bool,
     now: datetime,
+    gives: Gives = Gives(),
 ) -> Size:
     """The next step to `replicas` pods of the newest revision.
 
@@ -81,23 +98,35 @@ def size(
         may_create: how many may be made now.
         rolls: whether pods of earlier revisions are replaced.
         now: the time.
+        gives: what is given up. It is no surplus: it goes besides, and its place stays empty.
 
     """
     ended = [member for member in members if member.ended]
     old_enough, wait = _old_enough(ended, now)
     going: dict[str, tuple[Pod, str]] = {member.pod.metadata.name: (member.pod, "ended") for member in old_enough}
+    for member in _given(members, gives):
+        going.setdefault(member.pod.metadata.name, (member.pod, "gives way"))
     staying = [member for member in members if member.pod.metadata.name not in going]
     surplus = max(0, len(staying) - replicas)
     if surplus:
-        for member in sorted(staying, key=_worth)[:surplus]:
+        for member in sorted(staying, key=worth)[:surplus]:
             going[member.pod.metadata.name] = (member.pod, "surplus")
         staying = [member for member in staying if member.pod.metadata.name not in going]
-    if rolls:
-        for member in _outdated(staying, replicas):
+    wanted = 0 if gives.settling else max(0, replicas - gives.places)
+    if rolls and not gives.settling:
+        for member in _outdated(staying, wanted):
             going[member.pod.metadata.name] = (member.pod, "outdated")
-    missing = max(0, replicas - (len(members) - len(going)))
+    missing = max(0, wanted - (len(members) - len(going)))
     create = tuple(islice(_free(name, taken), min(missing, may_create)))
     return Size(create, tuple(going.values()), missing - len(create), wait)
+
+
+def _given(members: Iterable[Member], gives: Gives) -> Iterator[Member]:
+    """Those that give way. Those without a node hold nothing, but would take what the others gave."""
+    for member in members:
+        competes = gives.settling and not member.pod.spec.node_name and not member.ended
+        if competes or member.pod.metadata.uid in gives.uids:
+            yield member
 
 
 def _old_enough(ended: Iterable[Member], now: datetime) -> tuple[list[Member], timedelta | None]:
@@ -113,7 +142,7 @@ def _old_enough(ended: Iterable[Member], now: datetime) -> tuple[list[Member], t
     return found, min(waits, default=None)
 
 
-def _worth(member: Member) -> tuple[bool, bool, bool, float, str]:
+def worth(member: Member) -> tuple[bool, bool, bool, float, str]:
     """Sorts those first that are missed least: that ended, are not warm, are outdated, are young."""
     created = time_of(member.pod.metadata.creation_timestamp)
     age = -(created.timestamp() if created else 0.0)
@@ -128,7 +157,7 @@ def _outdated(members: Sequence[Member], replicas: int) -> Iterator[Member]:
     warm = sum(1 for member in members if member.warm)
     excused = sum(1 for member in members if member.current and member.waits)
     room = max(1, math.floor(replicas / 4)) - (replicas - warm - excused)
-    for member in sorted(outdated, key=_worth):
+    for member in sorted(outdated, key=worth):
         if not member.warm:
             yield member
         elif room > 0:

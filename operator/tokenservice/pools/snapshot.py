@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from tokenservice.api.conditions import Verdict
 from tokenservice.api.meta import Pod
 from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import EnvironmentStatus
+from tokenservice.handover.tally import Count
 from tokenservice.pods.refusal import Refusal
+from tokenservice.pools.giving import Amounts, Around
 from tokenservice.pools.render import Rendered
 
 
@@ -30,6 +32,10 @@ class Snapshot:
         key_id: of the key that tokens are made with.
         unfit: whether a node takes no part: it is cordoned, does not answer, or its disk is full.
         now: the time.
+        holds: what each of the pool's pods requests.
+        around: what else there is in the namespace.
+        count: hits and misses that are not in the status yet.
+        claimed: pods that were taken and have not settled.
 
     """
 
@@ -44,3 +50,7 @@ class Snapshot:
     key_id: str
     unfit: Callable[[str], bool]
     now: datetime
+    holds: Amounts = field(default_factory=dict)
+    around: Around = field(default_factory=Around)
+    count: Count = field(default_factory=Count)
+    claimed: int = 0

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.runtime.controller import Outcome
 
 STAGES = ("lock", "build")
 ROLLOUT_STAGES = ("pre-pull", "update", "verify", "roll-back")
 MISSES = (
-    *("Empty", "NotFound", "Filling", "ShapeMismatch"),
+    *("Empty", "NotFound", "Filling", "ShapeMismatch", "NameConflict", "Rejected", "InvalidTemplate"),
     *("LoadFailed", "AssignmentRefused", "Unreachable", "ProgressDeadlineExceeded"),
 )
 """Why a pod that a warm one was to be is a cold one, or none: reasons of WarmPoolReady, and that none waited."""
+_LOADED = ("imports", "prepare", "weights", "warmup")
+START_STAGES = {
+    "Cold": ("scheduling", "pull", "container", *_LOADED, "endpoint"),
+    "Prepulled": ("scheduling", "pull", "container", *_LOADED, "endpoint"),
+    "Warm": ("claim", "weights", "warmup"),
+}
+_START_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_AGE_SECONDS = (10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 7 * 24 * 3600)
 _STAGE_SECONDS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -101,7 +111,36 @@ class Metrics:
         self.rollbacks = Counter(
             "tokenservice_rollbacks_total", "Revisions that gave way to the last good one.", registry=registry
         )
+        self.start = Histogram(
+            "tokenservice_start_seconds",
+            "Time from the making of a pod, or from its claim, until it served.",
+            ["path"],
+            buckets=_START_SECONDS,
+            registry=registry,
+        )
+        self.start_stages = Histogram(
+            "tokenservice_start_stage_seconds",
+            "Where the time of a pod's start went.",
+            ["stage", "path"],
+            buckets=_START_SECONDS,
+            registry=registry,
+        )
+        for path, stages in START_STAGES.items():
+            self.start.labels(path)
+            for stage in stages:
+                self.start_stages.labels(stage, path)
         self.hits = Counter("tokenservice_pool_hits_total", "Warm pods that were taken from pools.", registry=registry)
+        self.pool_age = Histogram(
+            "tokenservice_pool_age_seconds",
+            "How old pods were when they were taken from a pool.",
+            buckets=_AGE_SECONDS,
+            registry=registry,
+        )
+        self.pool_pods = Gauge(
+            "tokenservice_pool_pods", "Pods of pools, by whether they are warm.", ["warm"], registry=registry
+        )
+        for ready in ("True", "False"):
+            self.pool_pods.labels(ready)
         self.misses = Counter(
             "tokenservice_pool_misses_total",
             "Pods that a warm one was to be, and for which none waited, by reason.",
@@ -151,13 +190,21 @@ class Metrics:
         """A revision failed and gave way: what the TokenServices' reconciler reports."""
         self.rollbacks.inc()
 
-    def pool_hits(self, pods: int) -> None:
-        """Pods were claimed: what the TokenServices' reconciler reports."""
-        self.hits.inc(pods)
+    def pool_hit(self, age: float) -> None:
+        """A pod was taken from a pool, so many seconds old: what the TokenServices' reconciler reports."""
+        self.hits.inc()
+        self.pool_age.observe(age)
 
     def pool_misses(self, reason: str, pods: int) -> None:
         """No pods were there to be claimed: what the TokenServices' reconciler reports."""
         self.misses.labels(reason).inc(pods)
+
+    def started(self, start: LastStart) -> None:
+        """A pod serves: what the TokenServices' reconciler, and the timer of starts, report."""
+        self.start.labels(start.path).observe(start.seconds)
+        for stage, seconds in msgspec.structs.asdict(start.stages).items():
+            if seconds is not None:
+                self.start_stages.labels(stage, start.path).observe(seconds)
 
     def watch(self, resource: str, age: Callable[[], float]) -> None:
         """Shows the series of one watch from the start. age: seconds since its last event."""

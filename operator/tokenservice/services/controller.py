@@ -14,15 +14,17 @@ from tokenservice.api import conditions, names
 from tokenservice.api.conditions import Verdict
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
-from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
+from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod, time_of
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.api.v1alpha1 import EnvironmentStatus, LastStart, TokenService
 from tokenservice.handover import claim as claims
+from tokenservice.handover import starts
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document, document
 from tokenservice.handover.claim import CLAIMS, POOL, Taker
-from tokenservice.handover.effects import PODS, Effects
+from tokenservice.handover.effects import PODS, WARMPOOLS, Effects
 from tokenservice.handover.shape import PodSpec, shape
+from tokenservice.handover.tally import Tally
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
@@ -37,7 +39,7 @@ from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 from tokenservice.services import environment, render, revisions, rollout, warm
-from tokenservice.services.plan import Apply, Child, Plan, plan, pull_events, wanted
+from tokenservice.services.plan import Apply, Child, Plan, plan, pool_refusal, pull_events, wanted
 from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
@@ -58,6 +60,7 @@ RESOURCES: dict[Child, Resource] = {
     "deployment": DEPLOYMENTS,
     "service": SERVICES,
     "budget": BUDGETS,
+    "pool": WARMPOOLS,
 }
 
 CACHES: dict[Child, str] = {
@@ -65,6 +68,7 @@ CACHES: dict[Child, str] = {
     "deployment": "deployments",
     "service": "services",
     "budget": "budgets",
+    "pool": "warm_pools",
 }
 PULLS = "/pull"
 """Behind "namespace/TokenService name": the key of pods that bring images to nodes."""
@@ -77,6 +81,8 @@ STAGES = {
 }
 """Reasons of Progressing whose time is measured."""
 
+JUST_SECONDS = 600.0
+"""For so long a start counts as one that has just been: before, an operator that begins knows nothing of it."""
 CLAIM_TRIES = 5
 """Looks for warm pods in one step, where others take them first."""
 
@@ -123,6 +129,15 @@ class Assigns(Protocol):
     def assign(self, pod: Pod, nonce: str, document: Document, seconds: float, /) -> None: ...
 
 
+class Times(Protocol):
+    """Finds out where the seconds of starts went, in the background."""
+
+    @property
+    def timed(self) -> Mapping[str, LastStart | None]: ...
+
+    def time(self, pod: Pod, /) -> None: ...
+
+
 class ServiceMetrics(Protocol):
     """What the reconciler reports; times are seconds."""
 
@@ -130,9 +145,11 @@ class ServiceMetrics(Protocol):
 
     def rolled_back(self) -> None: ...
 
-    def pool_hits(self, pods: int, /) -> None: ...
+    def pool_hit(self, age: float, /) -> None: ...
 
     def pool_misses(self, reason: str, pods: int, /) -> None: ...
+
+    def started(self, start: LastStart, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,8 @@ class Caches:
     """Caches of the children; revisions and pods are indexed by "namespace/TokenService name", pods that bring images
     to nodes by that and `PULLS`, claimed ones by that and `CLAIMS`, and those of pools by "namespace/WarmPool name" and
     `POOL`. nodes: all nodes, none where they cannot be seen. node: one of them. pools: the WarmPools of a namespace
-    that run in the CondaEnvironment of that name. pool: one of them; pool_spec: that of its pods, once it is known.
+    that run in the CondaEnvironment of that name. warm_pools: all of
+    them; pool_spec: that of one's pods, once it is known.
     """
 
     deployments: Cache[Deployment]
@@ -152,7 +170,7 @@ class Caches:
     nodes: Callable[[], Iterable[Node]] = tuple
     node: Callable[[str], Node | None] | None = None
     pools: Callable[[str, str], Iterable[object]] = lambda _namespace, _name: ()
-    pool: Callable[[str, str], WarmPool | None] = lambda _namespace, _name: None
+    warm_pools: Cache[WarmPool] | None = None
     pool_spec: Callable[[str, str], PodSpec | None] = lambda _namespace, _name: None
 
 
@@ -170,6 +188,9 @@ class _Memo:
     since: datetime
     environment_refusal: Refusal | None = None
     environment_since: datetime | None = None
+    pool_refusal: Refusal | None = None
+    """Why the WarmPool of its own cannot be applied, since `pool_since`."""
+    pool_since: datetime | None = None
     composed: tuple[object, Manifest] | None = None
     """The Deployment with the template of a revision, and which."""
     unpullable: dict[str, str] = field(default_factory=dict)
@@ -207,7 +228,8 @@ class Reconciler:
         *,
         asker: Asks,
         assigner: Assigns,
-        on_claim: Callable[[Key], None],
+        timer: Times,
+        tally: Tally,
         metrics: ServiceMetrics,
         cluster_domain: str,
         now: Callable[[], datetime],
@@ -219,7 +241,10 @@ class Reconciler:
         self._recorder = recorder
         self._asker = asker
         self._assigner = assigner
-        self._on_claim = on_claim
+        self._timer = timer
+        self._warm_starts: dict[str, LastStart] = {}
+        """Of pods that were put into a Service, by uid."""
+        self._tally = tally
         self._effects = Effects(client, caches.pods, now)
         self._waiting: dict[Key, set[Key]] = {}
         """WarmPool -> the TokenServices that would take another of its pods."""
@@ -261,6 +286,8 @@ class Reconciler:
             refusal = await self._apply(key, apply, memo)
             if refusal and apply.child == "environment":
                 memo.environment_refusal, memo.environment_since = refusal, snapshot.now
+            elif refusal and apply.child == "pool":
+                memo.pool_refusal, memo.pool_since = refusal, snapshot.now
             elif refusal:
                 memo.children, memo.since = refusal, snapshot.now
                 break
@@ -269,7 +296,9 @@ class Reconciler:
         wrote = await self._pull(key, found, memo) or wrote
         wrote = await self._hand_over(service, snapshot, found, hand) or wrote
         if step.leftover:
-            await self._delete(key, step.leftover)
+            await self._delete(CONDAENVIRONMENTS, key, step.leftover.metadata, "nothing runs from it any more")
+        if step.unwanted:
+            await self._delete(WARMPOOLS, key, step.unwanted.metadata, "nobody asks for it any more")
         await self._clear(key, found)
         if step.applies or wrote:
             # The answers may show more than the watches have told so far, and the watches will not tell it again.
@@ -277,11 +306,10 @@ class Reconciler:
             snapshot, found, hand, step = picture.snapshot, picture.found, picture.hand, picture.plan
             self._assign(key, service, found, hand)
         self._wait_for(key, service, waits=hand.waits)
-        if hand.balance.missed > memo.missed:
-            self._metrics.pool_misses(hand.miss, hand.balance.missed - memo.missed)
-        memo.missed = hand.balance.missed
+        self._count_misses(service, hand, memo)
         for pod in found.ask:
             self._asker.ask(pod)
+        self._time_starts(service, snapshot.pods)
         if _image(snapshot.surroundings.runs_in) != memo.runs_in:
             # Another image has come in the meantime, which the Deployment is to have before the status speaks of it.
             return Result(requeue_after=0.0)
@@ -317,11 +345,32 @@ class Reconciler:
             answers=self._asker.answers,
             asking=self._asker.asking,
             unpullable=memo.unpullable,
+            starts=self._starts(key, claimed),
+            own_pool=self._pool(namespace, name),
+            pool_refusal=memo.pool_refusal,
         )
         found = rollout.step(snapshot)
         hand = self._hand(snapshot, found, memo)
         snapshot = replace(snapshot, children=_composed(memo, found, hand))
         return _Picture(snapshot, found, hand, plan(snapshot, _changes(snapshot, memo, found), found, hand))
+
+    def _starts(self, key: str, claimed: Iterable[Pod]) -> tuple[LastStart, ...]:
+        """What is known of the starts of these pods."""
+        pods = (*self._caches.pods.by_index(key), *claimed)
+        known = (self._timer.timed.get(pod.metadata.uid) or self._warm_starts.get(pod.metadata.uid) for pod in pods)
+        return tuple(each for each in known if each)
+
+    def _time_starts(self, service: TokenService, pods: Iterable[Pod]) -> None:
+        """Has the starts of pods timed that have just come to their ends; those that came from a pool are known."""
+        before = service.status.last_start
+        last = time_of(before.at) if before else None
+        now = self._now()
+        for pod in pods:
+            at = starts.over_at(pod)
+            if at is None or claims.served_at(pod) or (last and at <= last) or pod.metadata.deletion_timestamp:
+                continue
+            if (now - at).total_seconds() < JUST_SECONDS:
+                self._timer.time(pod)
 
     # -- pods of a pool
 
@@ -330,9 +379,10 @@ class Reconciler:
         namespace, name = service.metadata.namespace, service.pool_name
         pooled = None
         if name and service.spec.warm_pool and service.spec.warm_pool.policy != "Never":
-            pooled = Pooled(name, self._caches.pool(namespace, name), self._caches.pool_spec(namespace, name))
-        fits = None
-        if pooled and target:
+            pooled = Pooled(name, self._pool(namespace, name), self._caches.pool_spec(namespace, name))
+        refusal = pool_refusal(snapshot) if pooled else None
+        fits: Verdict | None = ("False", refusal.reason, refusal.message) if refusal else None
+        if pooled and target and not refusal:
             known = memo.fits
             if known is None or known[0] != target.name or not known[1].same(pooled):
                 memo.fits = known = target.name, pooled, warm.fit(pooled, target.template)
@@ -365,6 +415,9 @@ class Reconciler:
             fits=fits,
         )
 
+    def _pool(self, namespace: str, name: str) -> WarmPool | None:
+        return self._caches.warm_pools.get(namespace, name) if self._caches.warm_pools else None
+
     def _lost(self, name: str) -> bool:
         """Whether a node does not answer; where nodes cannot be seen, each does."""
         if self._caches.node is None or not name:
@@ -387,10 +440,10 @@ class Reconciler:
             if not take or pool is None or service.metadata.deletion_timestamp:
                 break
             taker = Taker(*key, uid=service.metadata.uid)
-            got = await self._effects.claim(taker, take, picture.hand.revision, pool)
-            if got:
-                self._metrics.pool_hits(got)
-                self._on_claim((key[0], pool))
+            for pod in await self._effects.claim(taker, take, picture.hand.revision, pool):
+                made = time_of(pod.metadata.creation_timestamp) or self._now()
+                self._metrics.pool_hit((self._now() - made).total_seconds())
+                self._tally.add((key[0], pool), hits=1)
             picture = self._picture(service, memo)
         return picture
 
@@ -406,7 +459,11 @@ class Reconciler:
         """Sends requests to the pods whose model is there. Returns whether there were any."""
         if found.target is not None:
             for each, stages in hand.serve:
-                await self._effects.serve(each, found.target.template, stages)
+                at = await self._effects.serve(each, found.target.template, stages)
+                if at is not None:
+                    start = starts.warm(each.pod, stages, at)
+                    self._warm_starts[each.pod.metadata.uid] = start
+                    self._metrics.started(start)
         return bool(hand.serve)
 
     async def _hand_over(self, service: TokenService, snapshot: Snapshot, found: Step, hand: Hand) -> bool:
@@ -434,6 +491,11 @@ class Reconciler:
             await self._effects.finish(taker, pod)
         return bool(hand.cold or hand.drop or settled or hand.finish)
 
+    def forget(self, uid: str) -> None:
+        """A pod is gone."""
+        self._warm_starts.pop(uid, None)
+        self._effects.forget(uid)
+
     def _wait_for(self, key: Key, service: TokenService | None, *, waits: bool) -> None:
         """Keeps in mind who would take another pod of which pool."""
         pool = (key[0], service.pool_name) if service and service.pool_name and waits else None
@@ -445,9 +507,13 @@ class Reconciler:
         if pool:
             self._waiting.setdefault(pool, set()).add(key)
 
-    def forget(self, uid: str) -> None:
-        """A pod is gone."""
-        self._effects.forget(uid)
+    def _count_misses(self, service: TokenService, hand: Hand, memo: _Memo) -> None:
+        """Each pod once for which no warm one waited, as often as the step is repeated."""
+        more = hand.balance.missed - memo.missed
+        memo.missed = hand.balance.missed
+        if more > 0 and service.pool_name:
+            self._metrics.pool_misses(hand.miss, more)
+            self._tally.add((service.metadata.namespace, service.pool_name), misses=more)
 
     def waiting_for(self, pool: Key) -> tuple[Key, ...]:
         """The TokenServices that would take another pod of the WarmPool."""
@@ -473,6 +539,8 @@ class Reconciler:
             # What may have passed is asked again, which costs one request an event.
             if self._may_pass(memo.environment_refusal, memo.environment_since):
                 memo.environment_refusal = None
+            if self._may_pass(memo.pool_refusal, memo.pool_since):
+                memo.pool_refusal = None
             if memo.runs_in != image or self._may_pass(memo.children, memo.since):
                 memo.runs_in, memo.since = image, self._now()
                 memo.children = await self._children(service, runs_in)
@@ -500,7 +568,12 @@ class Reconciler:
             children = await self._schemas.checked(lambda schema: render.children(service, schema, runs_in))
         except InvalidTemplateError as error:
             return Refusal("InvalidTemplate", str(error))
-        return replace(children, service=with_hash(children.service), budget=with_hash(children.budget))
+        return replace(
+            children,
+            service=with_hash(children.service),
+            budget=with_hash(children.budget),
+            pool=with_hash(children.pool) if children.pool else None,
+        )
 
     async def _current(self, service: TokenService) -> ObjectMeta | None:
         """The TokenService's metadata as of now, None if it is gone."""
@@ -625,14 +698,14 @@ class Reconciler:
         cache.observe(live)
         return live.metadata
 
-    async def _delete(self, key: Key, leftover: CondaEnvironment) -> None:
+    async def _delete(self, resource: Resource, key: Key, leftover: ObjectMeta, why: str) -> None:
         try:
-            await self._client.delete(CONDAENVIRONMENTS, *key, uid=leftover.metadata.uid)
+            await self._client.delete(resource, *key, uid=leftover.uid)
         except ApiError as error:
             if not error.is_not_found:
                 raise
         else:
-            _log.info("deleted", action=CONDAENVIRONMENTS.kind, reason="nothing runs from it any more")
+            _log.info("deleted", action=resource.kind, reason=why)
 
     async def _restore(self, key: Key, apply: Apply, refused: ApiError) -> bytes:
         """Puts back a child whose merge with what somebody else wrote is invalid, such as two ports of one name.
@@ -659,6 +732,8 @@ class Reconciler:
                 self._store.remove(key)
                 return
             self._store.observe(read(body))
+            if service.pool_name and step.status.warm_replicas != service.status.warm_replicas:
+                self._tally.changed((key[0], service.pool_name))
         self._tell(key, service, step.events)
 
     def _tell(self, key: Key, service: TokenService, events: Iterable[Event]) -> None:
@@ -699,11 +774,12 @@ def _composed(memo: _Memo, found: Step, hand: Hand) -> render.Children | Refusal
 def _changes(snapshot: Snapshot, memo: _Memo, found: Step) -> dict[Child, str]:
     """The children that differ from what they should be, with the reason."""
     changes: dict[Child, str] = {"revision": "new"} if found.create else {}
-    live_objects: dict[Child, Deployment | Object | CondaEnvironment | None] = {
+    live_objects: dict[Child, Deployment | Object | CondaEnvironment | WarmPool | None] = {
         "environment": snapshot.surroundings.own,
         "deployment": snapshot.deployment,
         "service": snapshot.service_object,
         "budget": snapshot.budget,
+        "pool": snapshot.own_pool,
     }
     for child, live in live_objects.items():
         manifest = wanted(snapshot, child, found)

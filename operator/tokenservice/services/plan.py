@@ -12,7 +12,9 @@ from tokenservice.api.events import Event
 from tokenservice.api.jobs import MESSAGE_BYTES
 from tokenservice.api.meta import Condition, Deployment, Object, Pod
 from tokenservice.api.names import LABEL_SERVICE
+from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import TokenServiceStatus
+from tokenservice.handover.starts import newest
 from tokenservice.pods.environment import verdict
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import Refusal
@@ -23,8 +25,8 @@ from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot
 from tokenservice.services.warm import Hand
 
-Child = Literal["environment", "revision", "deployment", "service", "budget"]
-CHILDREN: tuple[Child, ...] = ("environment", "revision", "deployment", "service", "budget")
+Child = Literal["environment", "revision", "deployment", "service", "budget", "pool"]
+CHILDREN: tuple[Child, ...] = ("environment", "revision", "deployment", "service", "budget", "pool")
 """In the order in which they are applied: what takes longest first, then what may be refused; a Deployment has its
 template from a revision, which must be there before."""
 KINDS: dict[Child, str] = {
@@ -33,6 +35,7 @@ KINDS: dict[Child, str] = {
     "deployment": "Deployment",
     "service": "Service",
     "budget": "PodDisruptionBudget",
+    "pool": "WarmPool",
 }
 
 RETRY_SHARED_SECONDS = 60.0
@@ -70,6 +73,8 @@ class Plan:
     applies: tuple[Apply, ...]
     leftover: CondaEnvironment | None
     """To delete: made for an earlier spec, and nothing runs from it any more."""
+    unwanted: WarmPool | None
+    """To delete: made for an earlier spec."""
     status: TokenServiceStatus | None
     """The status to write; None if the one that stands there is right."""
     events: tuple[Event, ...]
@@ -89,15 +94,21 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step, hand: Han
     """
     service = snapshot.service
     if service.metadata.deletion_timestamp:
-        return Plan((), None, None, (), None)  # the garbage collector takes the children
+        return Plan((), None, None, None, (), None)  # the garbage collector takes the children
     refusal = snapshot.children if isinstance(snapshot.children, Refusal) else foreign(snapshot)
     taken = snapshot.surroundings.refusal or foreign_environment(snapshot)
-    live = {**_live(snapshot), "environment": snapshot.surroundings.own, "revision": None}
+    blocked: dict[Child, object] = {"environment": taken, "pool": refusal or pool_refusal(snapshot)}
+    live = {
+        **_live(snapshot),
+        "environment": snapshot.surroundings.own,
+        "revision": None,
+        "pool": snapshot.own_pool,
+    }
     applies = tuple(
         Apply(child, manifest, changes[child], force=live[child] is not None)
         for child in CHILDREN
         if child in changes
-        and (taken if child == "environment" else refusal) is None
+        and blocked.get(child, refusal) is None
         and (manifest := wanted(snapshot, child, step)) is not None
     )
     facts = _facts(snapshot, (refusal, taken), changes, step, hand)
@@ -105,7 +116,7 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step, hand: Han
     leftover = _leftover(snapshot)
     shared = leftover is not None and snapshot.surroundings.shared
     waits = (
-        *(each.wait for each in (refusal, taken) if each),
+        *(each.wait for each in (refusal, taken, pool_refusal(snapshot)) if each),
         RETRY_SHARED_SECONDS if shared else None,
         step.requeue_after,
         hand.requeue_after,
@@ -113,6 +124,7 @@ def plan(snapshot: Snapshot, changes: Mapping[Child, str], step: Step, hand: Han
     return Plan(
         applies=applies,
         leftover=leftover if facts.complete and refusal is None and not shared else None,
+        unwanted=_unwanted(snapshot),
         status=None if status == service.status else status,
         events=(
             *environment_transitions(service.status.condition(names.ENVIRONMENT_READY), status.conditions),
@@ -148,7 +160,27 @@ def foreign_environment(snapshot: Snapshot) -> Refusal | None:
     return _foreign(snapshot, "environment", snapshot.surroundings.own)
 
 
-def _foreign(snapshot: Snapshot, child: Child, live: Deployment | Object | CondaEnvironment | None) -> Refusal | None:
+def pool_refusal(snapshot: Snapshot) -> Refusal | None:
+    """Why the WarmPool of the service's own is left alone; None without one."""
+    made = snapshot.children
+    if isinstance(made, Refusal) or made.pool is None:
+        return None
+    return snapshot.pool_refusal or _foreign(snapshot, "pool", snapshot.own_pool)
+
+
+def _unwanted(snapshot: Snapshot) -> WarmPool | None:
+    """The WarmPool of the service's own that an earlier spec asked for."""
+    own, service = snapshot.own_pool, snapshot.service
+    asked = service.spec.warm_pool is not None and service.spec.warm_pool.replicas is not None
+    if own is None or asked or own.metadata.deletion_timestamp:
+        return None
+    owner = own.metadata.controller
+    return own if owner and owner.uid == service.metadata.uid else None
+
+
+def _foreign(
+    snapshot: Snapshot, child: Child, live: Deployment | Object | CondaEnvironment | WarmPool | None
+) -> Refusal | None:
     """Why a child is left alone, None if it is ours, or missing."""
     if live is None:
         return None
@@ -293,6 +325,7 @@ def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
         update_revision=step.update.name if step.update else before.update_revision,
         last_good_revision=step.good,
         environment=runs_in,
+        last_start=newest((before.last_start, *snapshot.starts)),
         failures=() if facts.complete else facts.failures,
         conditions=names.merge(service.status.conditions, conditions(facts), snapshot.now, limits=_LIMITS),
     )

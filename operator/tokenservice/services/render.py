@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from tokenservice import protocol
 from tokenservice.api import names
 from tokenservice.api.v1alpha1 import EnvironmentStatus, Model, TokenService
@@ -30,6 +32,8 @@ class Children:
     deployment: Manifest | None
     service: Manifest
     budget: Manifest
+    pool: Manifest | None = None
+    """The WarmPool of its own, where the spec asks for one."""
     inputs: Manifest = field(default_factory=dict)
     """What the pods are made from: `revisions.inputs`."""
 
@@ -54,10 +58,12 @@ def children(service: TokenService, schema: PodSchema, runs_in: EnvironmentStatu
         "service_selector": {names.LABEL_SERVICE: name},
         "port_name": protocol.PORT_NAME,
     }
+    own_pool = service.spec.warm_pool is not None and service.spec.warm_pool.replicas is not None
     return Children(
         deployment=_manifest("deployment.yaml.j2", values) if runs_in else None,
         service=_manifest("service.yaml.j2", values),
         budget=_manifest("poddisruptionbudget.yaml.j2", values),
+        pool=_manifest("warmpool.yaml.j2", {**values, **_pool(service)}) if own_pool else None,
         inputs=revisions.inputs(service, runs_in) if runs_in else {},
     )
 
@@ -132,6 +138,41 @@ def _env(model: Model) -> list[Manifest]:
         secret = {"name": model.auth_secret_ref.name, "key": model.auth_secret_ref.key}
         env.append({"name": protocol.VAR_HF_TOKEN, "valueFrom": {"secretKeyRef": secret}})
     return env
+
+
+def _pool(service: TokenService) -> dict[str, Any]:
+    """What the WarmPool of its own is made from: the pods of the TokenService, without a model."""
+    spec, pool = service.spec, service.spec.warm_pool
+    environment: Manifest = (
+        {"image": msgspec.to_builtins(spec.environment.image)}
+        if spec.environment.image
+        else {"ref": {"name": service.environment_name}}
+    )
+    return {
+        "environment": environment,
+        "pool_replicas": pool.replicas if pool else 0,
+        "pool_template": _with_model(service),
+        "api": msgspec.to_builtins(spec.api) if spec.api else None,
+    }
+
+
+def _with_model(service: TokenService) -> Manifest:
+    """`spec.template`, with what the model adds to the pods: of a running pod it cannot be changed any more."""
+    model, given = service.spec.model, service.spec.template or {}
+    mounts, volumes = _claimed(model)
+    env = [item for item in _env(model) if "valueFrom" in item]
+    if not (mounts or env):
+        return given
+    spec = dict(given.get("spec") or {})
+    containers = [dict(each) for each in spec.get("containers") or ()]
+    server = next((each for each in containers if each.get("name") == names.CONTAINER), None)
+    if server is None:
+        server = {"name": names.CONTAINER}
+        containers.append(server)
+    for parent, key, more in ((server, "volumeMounts", mounts), (server, "env", env), (spec, "volumes", volumes)):
+        if more:
+            parent[key] = [*(parent.get(key) or ()), *more]
+    return {**given, "spec": {**spec, "containers": containers}}
 
 
 def _claimed(model: Model) -> tuple[list[Manifest], list[Manifest]]:

@@ -8,7 +8,8 @@ from datetime import datetime
 
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod
-from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.api.pools import WarmPool
+from tokenservice.api.v1alpha1 import EnvironmentStatus, LastStart, TokenService
 from tokenservice.handover.claim import Claim
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import Refusal
@@ -47,6 +48,8 @@ class Snapshot:
     that bring its images to nodes, `claims` those that came from a pool and are not the Deployment's yet; the ones that
     serve are among `pods`, too. `nodes` is empty where they cannot be seen. `answers`: what pods answered, by uid;
     `asking`: since when they are being asked. `unpullable`: nodes for which no pod could be made, and why.
+    `starts`: what is known of pods' starts. `own_pool`: the WarmPool that has the service's own name, as it is,
+    whosesoever; `pool_refusal`: why it cannot be applied.
     """
 
     service: TokenService
@@ -61,6 +64,9 @@ class Snapshot:
     revisions: tuple[ControllerRevision, ...] = ()
     pull_pods: tuple[Pod, ...] = ()
     claims: tuple[Claim, ...] = ()
+    starts: tuple[LastStart, ...] = ()
+    own_pool: WarmPool | None = None
+    pool_refusal: Refusal | None = None
     nodes: tuple[Node, ...] = ()
     answers: Mapping[str, Answer] = field(default_factory=dict)
     asking: Mapping[str, datetime] = field(default_factory=dict)

@@ -70,7 +70,7 @@ class Api:
         self.told.append(pod)
 
     async def claim(self, *names_: str) -> int:
-        return await self.effects.claim(TAKER, [as_pod(warm_raw(name)) for name in names_], "r1", "nlp")
+        return len(await self.effects.claim(TAKER, [as_pod(warm_raw(name)) for name in names_], "r1", "nlp"))
 
 
 def of_set(replicas: int, number: int = 1, **labels: str) -> dict[str, Any]:

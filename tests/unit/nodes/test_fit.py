@@ -62,15 +62,14 @@ DISKS: dict[str, int | None] = {
     "100G": 100 * 10**9,
     "95000000k": 95 * 10**9,
     "0": 0,
-    # Not written as nodes write it: no opinion.
+    "1.5Gi": 3 * GIB // 2,
+    "1e11": 10**11,
+    # No amount: no opinion.
     "": None,
     "Gi": None,
-    "1.5Gi": None,
-    "1e11": None,
     "100GB": None,
     "100gi": None,
     "1iG": None,
-    "100m": None,
     "-5Gi": None,
     "many": None,
 }

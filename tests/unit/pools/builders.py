@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import Node, Pod, stamp
 from tokenservice.api.pools import WarmPool, WarmPoolStatus
+from tokenservice.handover.tally import Tally
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
@@ -24,16 +25,36 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 IMAGE = "registry.example.com/serving:1"
 KEY = ("team", "nlp")
 POOL_UID = "pool-uid"
+GPU = "nvidia.com/gpu"
+NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: no victims."
 
 
 def warm_pool(
-    *, status: WarmPoolStatus | None = None, generation: int = 1, uid: str = POOL_UID, **spec: Any
+    *, status: WarmPoolStatus | None = None, generation: int = 1, uid: str = POOL_UID, name: str = "nlp", **spec: Any
 ) -> WarmPool:
-    """The WarmPool `nlp` in `team`; `spec`: fields over those of a minimal one."""
-    metadata = {"name": "nlp", "namespace": "team", "uid": uid, "generation": generation}
+    """The WarmPool `nlp`, or of another name, in `team`; `spec`: fields over those of a minimal one."""
+    metadata = {"name": name, "namespace": "team", "uid": uid, "generation": generation}
     full = {"environment": {"image": {"reference": IMAGE}}, **spec}
     made = msgspec.convert({"metadata": metadata, "spec": full}, WarmPool)
     return made if status is None else msgspec.structs.replace(made, status=status)
+
+
+def template(**limits: str) -> dict[str, Any]:
+    """One whose container has these limits; `gpu` is nvidia.com/gpu."""
+    resources = {"limits": {GPU if name == "gpu" else name: quantity for name, quantity in limits.items()}}
+    return {"spec": {"containers": [{"name": "server", "resources": resources}]}}
+
+
+def waiting_pod(name: str = "chat-1", says: str | None = NO_GPU, *, uid: str = "", **spec: Any) -> Pod:
+    """A pod of the TokenService `chat`, of which the scheduler says this; it asks for one GPU."""
+    labels = {names.LABEL_SERVICE: "chat"}
+    lacking = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": says}
+    raw = {
+        "metadata": {"name": name, "namespace": "team", "uid": uid or f"uid of {name}", "labels": labels},
+        "spec": {**template(gpu="1")["spec"], **spec},
+        "status": {"phase": "Pending", "conditions": [] if says is None else [lacking]},
+    }
+    return msgspec.convert(raw, Pod)
 
 
 class CrashError(Exception):
@@ -52,11 +73,16 @@ class Cluster:
         self.seen: dict[str, dict[str, Any]] = {}
         self.environments: dict[str, CondaEnvironment] = {}
         self.nodes: tuple[Node, ...] = ()
+        self.siblings: dict[str, WarmPool] = {}
+        """Other WarmPools of the namespace."""
+        self.waiting: tuple[Pod, ...] = ()
+        """Pods of TokenServices."""
         self.writes: list[str] = []
         self.events: list[tuple[str, str]] = []
         self.refusal: ApiError | None = None
         self.broken = False
         """Nothing can be made, since something in the way does not work."""
+        self.deletes = True
         self.unanswered = 0
         """Of so many creations the answer is lost from now on."""
         self.crash_at: int | None = None
@@ -64,6 +90,7 @@ class Cluster:
         self.most = 0
         self.nonces = 0
         self.made: list[tuple[str, str]] = []
+        self.tally = Tally(lambda _: None)
         self.reconciler = self.restarted()
 
     def restarted(self, key: bytes = b"k" * 32) -> Reconciler:
@@ -71,12 +98,20 @@ class Cluster:
         self.look()
         self.reconciler = Reconciler(
             cast("Client", self),
-            Caches(Pools(self), Pods(self), Environments(self), lambda: self.nodes),
+            Caches(
+                Pools(self),
+                Pods(self),
+                Environments(self),
+                lambda: self.nodes,
+                waiting=lambda _: self.waiting,
+                pools_in=self._pools_in,
+            ),
             cast("SchemaSource", Schemas()),
             cast("EventRecorder", self),
             key=key,
             now=lambda: self.now,
             on_made=self.made.append,
+            tally=self.tally,
             nonce=self._nonce,
         )
         return self.reconciler
@@ -84,6 +119,9 @@ class Cluster:
     def look(self) -> None:
         """The watch catches up."""
         self.seen = {name: dict(pod) for name, pod in self.pods.items()}
+
+    def _pools_in(self, _namespace: str) -> Iterable[WarmPool]:
+        return (*([self.pool] if self.pool else []), *self.siblings.values())
 
     # -- what users and others do
 
@@ -96,6 +134,12 @@ class Cluster:
         """The kubelet: these pods, or all of them, are Ready."""
         for name in which or [*self.pods]:
             self.say(name, phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+
+    def schedule(self, node: str, *which: str) -> None:
+        """The scheduler puts these pods on a node, and the kubelet starts them."""
+        for name in which:
+            self.pods[name] = {**self.pods[name], "spec": {**self.pods[name]["spec"], "nodeName": node}}
+        self.warm(*which)
 
     def say(self, name: str, **status: Any) -> None:
         self.pods[name] = {**self.pods[name], "status": status}
@@ -114,19 +158,19 @@ class Cluster:
         assert found
         return found.status, found.reason
 
-    async def reconcile(self, *, settle: bool = True) -> list[str]:
+    async def reconcile(self, *, settle: bool = True, key: tuple[str, str] = KEY) -> list[str]:
         """Until nothing is left to do but wait. Returns what was written."""
         self.writes.clear()
-        result = await self.reconciler.reconcile(KEY)
+        result = await self.reconciler.reconcile(key)
         for _ in range(50):
             if not settle or result.requeue_after is None or result.requeue_after > 2:
                 break
             self.wait(result.requeue_after)
-            result = await self.reconciler.reconcile(KEY)
+            result = await self.reconciler.reconcile(key)
         done = [*self.writes]
         if settle:
             self.writes.clear()
-            await self.reconciler.reconcile(KEY)
+            await self.reconciler.reconcile(key)
             assert self.writes == [], "a second look writes nothing"
         return done
 
@@ -154,6 +198,8 @@ class Cluster:
         assert resource.plural == "pods"
         if name not in self.pods:
             raise ApiError(404, "NotFound")
+        if not self.deletes:
+            raise ApiError(500, "InternalError", "no deletions today")
         assert self.pods[name]["metadata"]["uid"] == uid
         if resource_version not in ("", self.pods[name]["metadata"].get("resourceVersion", "")):
             raise ApiError(409, "Conflict")
@@ -164,15 +210,16 @@ class Cluster:
 
     async def list(self, resource: Resource, *, namespace: str, label_selector: str) -> AsyncIterator[bytes]:
         assert resource.plural == "pods"
-        assert label_selector.endswith(",tokenservice.dev/pool=nlp")
-        items = [raw for raw in self.pods.values() if names.LABEL_POOL in raw["metadata"]["labels"]]
+        pool = label_selector.partition(",tokenservice.dev/pool=")[2]
+        items = [raw for raw in self.pods.values() if raw["metadata"]["labels"].get(names.LABEL_POOL) == pool]
         yield msgspec.json.encode({"items": items})
 
     async def patch_status(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
         assert (resource.plural, self.pool is not None) == ("warmpools", True)
-        raw = cast("dict[str, Any]", msgspec.to_builtins(self.pool))
+        pools = Pools(self)
+        raw = cast("dict[str, Any]", msgspec.to_builtins(pools.get(namespace, name)))
         made = {**raw, "status": merge_patch(raw.get("status") or {}, body["status"])}
-        self.pool = msgspec.json.decode(msgspec.json.encode(made), type=WarmPool)
+        pools.observe(pools.decode(msgspec.json.encode(made)))
         self._wrote("status")
         return msgspec.json.encode(made)
 
@@ -199,8 +246,8 @@ class Pools:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def get(self, _namespace: str, _name: str) -> WarmPool | None:
-        return self._cluster.pool
+    def get(self, _namespace: str, name: str) -> WarmPool | None:
+        return self._cluster.siblings.get(name, self._cluster.pool)
 
     def by_index(self, _key: str) -> tuple[WarmPool, ...]:
         return ()
@@ -209,7 +256,10 @@ class Pools:
         return msgspec.json.decode(data, type=WarmPool)
 
     def observe(self, pool: WarmPool) -> None:
-        self._cluster.pool = pool
+        if pool.metadata.name in self._cluster.siblings:
+            self._cluster.siblings[pool.metadata.name] = pool
+        else:
+            self._cluster.pool = pool
 
 
 class Pods:
@@ -223,8 +273,10 @@ class Pods:
         return None if raw is None else self.decode(msgspec.json.encode(raw))
 
     def by_index(self, key: str) -> tuple[Pod, ...]:
-        assert key == "team/nlp/pool"
-        found = (raw for raw in self._cluster.seen.values() if names.LABEL_POOL in raw["metadata"]["labels"])
+        namespace, name, kind = key.split("/")
+        assert (namespace, kind) == ("team", "pool")
+        seen = self._cluster.seen.values()
+        found = (raw for raw in seen if raw["metadata"]["labels"].get(names.LABEL_POOL) == name)
         return tuple(self.decode(msgspec.json.encode(raw)) for raw in found)
 
     def decode(self, data: bytes) -> Pod:

@@ -13,7 +13,7 @@ from tokenservice.api import names
 from tokenservice.handover import tokens
 from tokenservice.kube.errors import ApiError
 
-from tests.unit.pools.builders import KEY, Cluster, CrashError, warm_pool
+from tests.unit.pools.builders import KEY, Cluster, CrashError, template, waiting_pod, warm_pool
 from tests.unit.services.builders import BUILT, OLDER, environment, node
 
 REF: dict[str, Any] = {"environment": {"ref": {"name": "nlp"}}}
@@ -236,6 +236,122 @@ async def test_a_pod_that_cannot_be_scheduled_is_waited_for() -> None:
     cluster.wait(3600)
     await cluster.reconcile()
     assert (cluster.names, cluster.says()) == (["nlp-1"], ("False", "Unschedulable"))
+
+
+async def full(replicas: int = 3, on: int | None = None) -> Cluster:
+    """A pool whose pods hold a GPU each, so many of them (or all) on a node, warm."""
+    cluster = Cluster(replicas=replicas, template=template(gpu="1"))
+    cluster.nodes = (node("node-1", allocatable={"nvidia.com/gpu": "8"}),)
+    await cluster.reconcile()
+    cluster.schedule("node-1", *cluster.names[:on])
+    await cluster.reconcile()
+    cluster.events.clear()
+    return cluster
+
+
+def said(cluster: Cluster) -> str:
+    assert cluster.pool
+    found = cluster.pool.status.condition("Ready")
+    assert found
+    return found.message
+
+
+async def test_it_gives_way_to_a_pod_that_finds_no_room_and_is_filled_again() -> None:
+    cluster = await full()
+    cluster.waiting = (waiting_pod(),)
+    assert await cluster.reconcile() == ["delete", "status"]
+    assert cluster.names == ["nlp-2", "nlp-3"], "of three that are alike the first name goes"
+    assert cluster.says() == ("False", "GivingWay")
+    assert cluster.says("Progressing") == ("True", "GivingWay")
+    words = "1 gives way to pod chat-1, which is Unschedulable: Insufficient nvidia.com/gpu"
+    assert said(cluster) == f"2 of 3 pods are warm; {words}"
+    assert cluster.events == [("Normal", "GivingWay")]
+    for _ in range(3):
+        cluster.wait(10)
+        assert await cluster.reconcile() == [], "it waits with the pod"
+    cluster.waiting = ()
+    assert await cluster.reconcile() == ["create", "status"]
+    cluster.schedule("node-1", "nlp-1")
+    await cluster.reconcile()
+    assert cluster.says() == ("True", "Warm")
+    assert cluster.events == [("Normal", "GivingWay"), ("Normal", "Warm")]
+
+
+async def test_a_pod_that_waits_for_something_else_gets_nothing() -> None:
+    cluster = await full()
+    cluster.waiting = (waiting_pod(says="0/1 nodes are available: 1 node(s) had untolerated taint {a: b}."),)
+    assert await cluster.reconcile() == []
+    cluster.waiting = (waiting_pod(nodeSelector={"kind": "big"}),)
+    assert await cluster.reconcile() == []
+
+
+async def test_a_pool_that_is_larger_than_the_cluster_gives_way_all_the_same() -> None:
+    """Three are asked for, there are two GPUs: the third must not take what is given."""
+    cluster = await full(on=2)
+    cluster.waiting = (waiting_pod(),)
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-2"]
+    assert "1 of 3 pods are warm; 1 gives way to pod chat-1" in said(cluster)
+    cluster.waiting = ()
+    await cluster.reconcile()
+    assert len(cluster.names) == 3
+
+
+async def test_several_wait() -> None:
+    cluster = await full()
+    cluster.waiting = (waiting_pod("chat-2"), waiting_pod("chat-1"))
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-3"]
+    assert "; 2 give way to pod chat-1 (and to 1 more), which is Unschedulable: " in said(cluster)
+    cluster.waiting = (waiting_pod("chat-2"),)
+    assert "create" not in await cluster.reconcile(), "a new pod could take what the other waits for"
+    cluster.wait(31)
+    assert (await cluster.reconcile()).count("create") == 1
+
+
+async def test_what_cannot_be_deleted_goes_with_the_next_try() -> None:
+    cluster = await full()
+    cluster.waiting = (waiting_pod(),)
+    cluster.deletes = False
+    with pytest.raises(ApiError, match="no deletions today"):
+        await cluster.reconcile(settle=False)
+    cluster.deletes = True
+    cluster.wait(3600)
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-2", "nlp-3"], "the same one, and no other"
+
+
+async def test_an_operator_that_starts_again_gives_one_more_at_most() -> None:
+    cluster = await full()
+    cluster.waiting = (waiting_pod(),)
+    await cluster.reconcile()
+    cluster.restarted()
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-3"]
+    cluster.wait(31)
+    await cluster.reconcile()
+    assert len(cluster.names) == 2, "and its place is filled, once the first pod had time"
+
+
+async def test_one_pool_of_a_namespace_gives_way() -> None:
+    cluster = await full()
+    cluster.siblings["alpha"] = warm_pool(name="alpha", uid="other", replicas=1, template=template(gpu="1"))
+    await cluster.reconcile(key=("team", "alpha"))
+    cluster.schedule("node-1", "alpha-1")
+    await cluster.reconcile(key=("team", "alpha"))
+    cluster.waiting = (waiting_pod(),)
+    assert await cluster.reconcile(settle=False) == []
+    assert await cluster.reconcile(key=("team", "alpha")) == ["delete", "status"]
+    assert await cluster.reconcile() == []
+    assert cluster.says() == ("True", "Warm")
+
+
+async def test_a_broken_template_keeps_nobody_waiting() -> None:
+    cluster = await full()
+    cluster.want(replicas=3, template={"spec": {"nodeselector": {}}})
+    cluster.waiting = (waiting_pod(),)
+    await cluster.reconcile()
+    assert (cluster.says(), len(cluster.names)) == (("False", "InvalidTemplate"), 2)
 
 
 async def test_pods_on_a_cordoned_node_are_not_warm() -> None:

@@ -11,10 +11,11 @@ from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod, stamp
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
+from tokenservice.api.v1alpha1 import LastStart, TokenService, TokenServiceStatus
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document
 from tokenservice.handover.claim import CLAIMS, POOL
+from tokenservice.handover.tally import Tally
 from tokenservice.kube.client import MERGE, STRATEGIC, Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
@@ -68,7 +69,7 @@ class Cluster:
             **caches,
             nodes=lambda: self.nodes,
             node=lambda name: next((node for node in self.nodes if node.metadata.name == name), NODE),
-            pool=lambda _namespace, name: self.pools.get(name),
+            warm_pools=cast("Any", Pools(self.pools)),
             pool_spec=lambda _namespace, name: self.pool_specs.get(name),
         )
         self.rollout: dict[str, Any] = {"prePull": False}
@@ -81,6 +82,8 @@ class Cluster:
         self.stages: list[str] = []
         self.rollbacks = 0
         self.assigner = Assigner()
+        self.timer = Timer()
+        self.starts: list[str] = []
         self.pools_asked: list[tuple[str, str]] = []
         self.hits = 0
         self.misses: list[str] = []
@@ -100,7 +103,8 @@ class Cluster:
             cast("EventRecorder", self),
             asker=self,
             assigner=self.assigner,
-            on_claim=self.pools_asked.append,
+            timer=self.timer,
+            tally=Tally(self.pools_asked.append),
             metrics=self,
             cluster_domain="cluster.local",
             now=self.clock,
@@ -244,11 +248,15 @@ class Cluster:
     def rolled_back(self) -> None:
         self.rollbacks += 1
 
-    def pool_hits(self, pods: int) -> None:
-        self.hits += pods
+    def pool_hit(self, age: float) -> None:
+        assert age >= 0
+        self.hits += 1
 
     def pool_misses(self, reason: str, pods: int) -> None:
         self.misses += [reason] * pods
+
+    def started(self, start: LastStart) -> None:
+        self.starts.append(start.path)
 
     # -- the client
 
@@ -363,6 +371,16 @@ class Cluster:
         return str(self.version)
 
 
+class Timer:
+    """Says of starts what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.timed: dict[str, LastStart | None] = {}
+
+    def time(self, pod: Pod) -> None:
+        self.timed.setdefault(pod.metadata.uid, None)
+
+
 def strategic_patch(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
     """A merge patch, but for owners, whose merge key is the uid."""
     metadata = dict(patch["metadata"])
@@ -426,6 +444,16 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
     "environments": ("condaenvironments", CondaEnvironment),
     "revisions": ("controllerrevisions", ControllerRevision),
 }
+
+
+class Pools:
+    """The WarmPools that a test has made."""
+
+    def __init__(self, pools: Mapping[str, WarmPool]) -> None:
+        self._pools = pools
+
+    def get(self, _namespace: str, name: str) -> WarmPool | None:
+        return self._pools.get(name)
 
 
 def owned(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def test_a_spec_that_is_not_applied_yet_is_not_ready() -> None:
 def test_a_service_on_its_way_out_is_left_to_the_garbage_collector() -> None:
     for refusal in (None, *REFUSALS):
         made = plan(snapshot(service(deleted=True), refusal=refusal), {} if refusal else MISSING)
-        assert made == Plan(applies=(), leftover=None, status=None, events=(), requeue_after=None)
+        assert made == Plan(applies=(), leftover=None, unwanted=None, status=None, events=(), requeue_after=None)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.reason)
@@ -553,7 +553,7 @@ def test_what_every_plan_holds_to(found: Snapshot, changed: dict[Child, str]) ->
     changed = possible(found, changed)
     made = plan(found, changed)
     if found.service.metadata.deletion_timestamp:
-        assert made == Plan((), None, None, (), None)
+        assert made == Plan((), None, None, None, (), None)
         return
     condition = ready(made)
     environment_ready = made.status.condition("EnvironmentReady") if made.status else None

@@ -1,0 +1,105 @@
+"""An operator that is killed at a write, before it or after it, and the enumeration of such moments."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from tests.apiserver.conftest import Plane, write_kubeconfig
+from tests.support.faulty_proxy import Asked, Fault, FaultyProxy, Kind
+from tests.support.wait import eventually
+
+AT_ONCE = 8
+Moment = Literal["before", "after"]
+MOMENTS: tuple[Moment, ...] = ("before", "after")
+Point = tuple[str, str, int, Moment]
+"""Verb, resource, the how manieth of these, and whether before it or after."""
+
+
+def run(
+    plane: Plane,
+    namespace: str,
+    folder: Path,
+    point: Point | None,
+    *,
+    begin: Callable[[], object],
+    done: Callable[[], bool],
+    flags: Sequence[str] = (),
+) -> tuple[list[Asked], bool]:
+    """A life of an operator of that namespace alone, killed at that point, and of the one after it.
+
+    Args:
+        plane: the control plane.
+        namespace: the operator's.
+        folder: for its kubeconfig.
+        point: None for not at all.
+        begin: what somebody asks for, once the operator runs.
+        done: whether that has come to its end; may raise AssertionError instead of saying no.
+        flags: more of the operator's.
+
+    Returns:
+        The writes, and whether it came to that point.
+
+    """
+    proxy = FaultyProxy(plane.api.server, plane.api.ca)
+    proxy.start()
+    kubeconfig = folder / f"{namespace}.kubeconfig"
+    token = yaml.safe_load(plane.kubeconfig.read_text())["users"][0]["user"]["token"]
+    write_kubeconfig(kubeconfig, proxy.url, token)
+    own = (f"--namespaces={namespace}", f"--lease-namespace={namespace}", *flags)
+    operator = plane.operator(*own, kubeconfig=kubeconfig, name=namespace)
+    struck = False
+    try:
+        operator.start()
+        killed = threading.Event()
+
+        def kill() -> None:
+            operator.kill()
+            killed.set()
+
+        if point is not None:
+            verb, resource, number, moment = point
+            kind: Kind = "cut" if moment == "before" else "lost"
+            proxy.inject(Fault(kind, verb, resource, after=number - 1, and_then=kill))
+        begin()
+
+        def lives() -> bool:
+            """As a kubelet does, starts it again when it ends by itself: on a busy machine it may lose its Lease."""
+            if not killed.is_set() and not operator.running:
+                operator.start()
+            return True
+
+        eventually(lambda: lives() and (killed.is_set() or done()), f"{point}, or the end", seconds=60)
+        if killed.is_set():
+            plane.api.delete("Lease", namespace, "tokenservice-operator")  # as if it had run out
+            operator.start()
+            killed.clear()
+            struck = True
+        eventually(lambda: lives() and done(), f"the end, killed at {point}", seconds=90)
+        assert not operator.surprises()
+    finally:
+        operator.end()
+        proxy.stop()
+    return proxy.writes, struck
+
+
+def points(writes: Sequence[Asked]) -> Iterator[Point]:
+    """Before and after each of the writes."""
+    for index, write in enumerate(writes):
+        number = 1 + sum((one.verb, one.resource) == (write.verb, write.resource) for one in writes[:index])
+        for moment in MOMENTS:
+            yield write.verb, write.resource, number, moment
+
+
+def kinds(writes: Iterable[Asked]) -> set[tuple[str, str]]:
+    """Verb and resource of each."""
+    return {(write.verb, write.resource) for write in writes}
+
+
+def struck(points_struck: Iterable[Point], moment: Moment) -> set[tuple[str, str]]:
+    """Verb and resource of those points of that moment."""
+    return {(verb, resource) for verb, resource, _, when in points_struck if when == moment}
