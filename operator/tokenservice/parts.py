@@ -53,6 +53,7 @@ from tokenservice.services.controller import (
     Reconciler,
 )
 from tokenservice.services.store import Key, Store, decode, read
+from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Asker
 from tokenservice.watch import Kind
 
@@ -131,24 +132,34 @@ class Parts:
             tally=tally,
             nonce=lambda: secrets.token_hex(8),
         )
-        services = self._reconciler = Reconciler(
+        self._warm_pods = WarmPods(
+            client,
+            Around(
+                caches["pods"],
+                self._pools,
+                spec=warm.spec,
+                node=(lambda name: nodes.get("", name)) if nodes else None,
+            ),
+            assigner=self._assigner,
+            timer=self._timer,
+            tally=tally,
+            metrics=metrics,
+            now=_now,
+        )
+        services = Reconciler(
             client,
             self.services,
             Caches(
                 **caches,
                 environments=self.environments,
                 nodes=nodes.all if nodes else tuple,
-                node=(lambda name: nodes.get("", name)) if nodes else None,
                 pools=self._pools_in,
                 warm_pools=self._pools,
-                pool_spec=warm.spec,
             ),
             self.schemas,
             recorder,
             asker=self._asker,
-            assigner=self._assigner,
-            timer=self._timer,
-            tally=tally,
+            warm_pods=self._warm_pods,
             metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
@@ -290,7 +301,7 @@ class Parts:
             for pool in self._pools.all():
                 key = (pool.metadata.namespace, pool.metadata.name)
                 self._pool_queue.add_after(key, POOL_SECONDS)
-                for waiting in self._reconciler.waiting_for(key):
+                for waiting in self._warm_pods.waiting_for(key):
                     self._queue.add_after(waiting, POOL_SECONDS)
         if old and lost(old) != (new is None or lost(new)):
             # The news of the pods there may have come before.
@@ -303,7 +314,7 @@ class Parts:
             self._asker.forget(old.metadata.uid)
             self._assigner.forget(old.metadata.uid)
             self._timer.forget(old.metadata.uid)
-            self._reconciler.forget(old.metadata.uid)
+            self._warm_pods.forget(old.metadata.uid)
         if self._waiting.told(old, new):
             namespace = cast(Pod, new or old).metadata.namespace
             for giver in self._pools_of_namespace(namespace):
@@ -318,7 +329,7 @@ class Parts:
                 self._queue.add(owner_key(item.metadata))
         pool = new.metadata.labels.get(names.LABEL_POOL) if new else None
         if new and pool and readiness(new):
-            for waiting in self._reconciler.waiting_for((new.metadata.namespace, pool)):
+            for waiting in self._warm_pods.waiting_for((new.metadata.namespace, pool)):
                 self._queue.add(waiting)
 
     def _matters(self, pod: Pod) -> object:

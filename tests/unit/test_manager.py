@@ -222,14 +222,14 @@ async def test_a_node_that_takes_part_again_asks_those_that_wait_for_its_pods() 
     metadata = {"namespace": "team", "name": "nlp", "uid": "p1", "generation": 1, "resourceVersion": "5"}
     spec = {"environment": {"image": {"reference": "i"}}}
     made._pools.observe(msgspec.convert({"metadata": metadata, "spec": spec}, WarmPool))
-    made._reconciler._waiting[("team", "nlp")] = {KEY}
+    made._warm_pods._waiting[("team", "nlp")] = {KEY}
     made._node_changed(node("n", unschedulable=True), node("n"))
     assert ("tokenservice", KEY) in await asked(made)
 
 
 async def test_a_pod_that_is_ready_asks_those_that_wait_for_it() -> None:
     made = parts()
-    made._reconciler._waiting[("team", "nlp")] = {KEY}
+    made._warm_pods._waiting[("team", "nlp")] = {KEY}
     before = warm_pod(1, **{"tokenservice.dev/pool": "nlp"})
     status = {"conditions": [{"type": "Ready", "status": "True"}]}
     after = msgspec.structs.replace(before, status=msgspec.convert(status, type(before.status)))
@@ -241,7 +241,7 @@ async def test_a_pod_that_is_ready_asks_those_that_wait_for_it() -> None:
 
 async def test_a_pod_that_is_gone_is_forgotten() -> None:
     made = parts()
-    effects = made._reconciler._effects
+    effects = made._warm_pods._effects
     effects._stale["uid"] = "1"
     metadata = {"namespace": "team", "name": "nlp-1", "uid": "uid", "resourceVersion": "1"}
     made._pod_changed(msgspec.convert({"metadata": metadata}, Pod), None)

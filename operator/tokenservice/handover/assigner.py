@@ -27,6 +27,8 @@ REACH_SECONDS = 30.0
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries; the last one from then on."""
 _BODY_BYTES = 16384
+_OF_THE_POD = frozenset({"already_assigned", "not_kept"})
+"""Codes of token_server."""
 
 Kind = Literal["serves", "refused", "unfit"]
 """serves: the model is there. refused: no warm pod can serve this revision. unfit: this pod cannot; another may."""
@@ -71,11 +73,11 @@ def judge(status: int, body: bytes) -> Outcome | None:
     if status in (429, 503):
         return None
     said = first_line(f"HTTP {status}: {found.error.message}".rstrip(": "))
-    if status in (400, 413):
-        return Outcome("refused", conditions.ASSIGNMENT_REFUSED, said)
     if found.error.code == "load_failed":
         return Outcome("refused", conditions.LOAD_FAILED, first_line(found.error.message))
-    return Outcome("unfit", conditions.ASSIGNMENT_REFUSED, said)
+    # What one pod says of itself is about that pod; anything else, such as what a mesh answers, any pod would say.
+    kind: Kind = "unfit" if found.error.code in _OF_THE_POD else "refused"
+    return Outcome(kind, conditions.ASSIGNMENT_REFUSED, said)
 
 
 class Assigner:

@@ -39,15 +39,15 @@ JUDGED: list[tuple[int, bytes, Outcome | None]] = [
     (200, b'{"stages": "none"}', Outcome("serves")),
     (400, error("invalid_value", "args: --port"), Outcome("refused", REFUSED, "HTTP 400: args: --port")),
     (413, error("too_large"), Outcome("refused", REFUSED, "HTTP 413: because")),
-    (401, error("invalid_token"), Outcome("unfit", REFUSED, "HTTP 401: because")),
+    (401, error("invalid_token"), Outcome("refused", REFUSED, "HTTP 401: because")),
     (409, error("already_assigned"), Outcome("unfit", REFUSED, "HTTP 409: because")),
     (500, error("load_failed", "no config.json\nTraceback"), Outcome("refused", LOAD, "no config.json")),
     (500, error("not_kept"), Outcome("unfit", REFUSED, "HTTP 500: because")),
-    (500, b"<html>", Outcome("unfit", REFUSED, "HTTP 500")),
-    (500, b"\xff\xfe", Outcome("unfit", REFUSED, "HTTP 500")),
-    (500, b"[" * 10000, Outcome("unfit", REFUSED, "HTTP 500")),
-    (302, b"", Outcome("unfit", REFUSED, "HTTP 302")),
-    (404, b"", Outcome("unfit", REFUSED, "HTTP 404")),
+    (500, b"<html>", Outcome("refused", REFUSED, "HTTP 500")),
+    (500, b"\xff\xfe", Outcome("refused", REFUSED, "HTTP 500")),
+    (500, b"[" * 10000, Outcome("refused", REFUSED, "HTTP 500")),
+    (302, b"", Outcome("refused", REFUSED, "HTTP 302")),
+    (404, b"", Outcome("refused", REFUSED, "HTTP 404")),
     (503, error("not_warm"), None),
     (503, b"upstream connect error", None),
     (429, b"", None),
@@ -253,7 +253,7 @@ async def test_a_model_that_does_not_load_in_time(world: World) -> None:
 async def test_a_redirect_is_not_followed(world: World) -> None:
     async with listening(Server([(302, b"")]), world.port):
         world.assign()
-        assert (await world.outcome()).kind == "unfit"
+        assert (await world.outcome()).kind == "refused"
 
 
 async def test_an_answer_without_end_is_not_read_to_it(world: World) -> None:

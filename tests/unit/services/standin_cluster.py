@@ -22,6 +22,7 @@ from tokenservice.kube.events import EventRecorder
 from tokenservice.pods.source import SchemaSource
 from tokenservice.services.controller import PULLS, Caches, Reconciler
 from tokenservice.services.store import Store
+from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Answer, restarts
 
 from tests.support.merge_patch import merge_patch
@@ -68,9 +69,13 @@ class Cluster:
         self.caches = Caches(
             **caches,
             nodes=lambda: self.nodes,
-            node=lambda name: next((node for node in self.nodes if node.metadata.name == name), NODE),
             warm_pools=cast("Any", Pools(self.pools)),
-            pool_spec=lambda _namespace, name: self.pool_specs.get(name),
+        )
+        self.around = Around(
+            caches["pods"],
+            cast("Any", Pools(self.pools)),
+            spec=lambda _namespace, name: self.pool_specs.get(name),
+            node=lambda name: next((node for node in self.nodes if node.metadata.name == name), NODE),
         )
         self.rollout: dict[str, Any] = {"prePull": False}
         """Of every spec that says nothing else."""
@@ -95,6 +100,15 @@ class Cluster:
         self.answers.clear()
         self.assigner.outcomes.clear()
         self.assigner.given.clear()
+        self.warm_pods = WarmPods(
+            cast("Client", self),
+            self.around,
+            assigner=self.assigner,
+            timer=self.timer,
+            tally=Tally(self.pools_asked.append),
+            metrics=self,
+            now=self.clock,
+        )
         self.reconciler = Reconciler(
             cast("Client", self),
             self.store,
@@ -102,9 +116,7 @@ class Cluster:
             cast("SchemaSource", Schemas()),
             cast("EventRecorder", self),
             asker=self,
-            assigner=self.assigner,
-            timer=self.timer,
-            tally=Tally(self.pools_asked.append),
+            warm_pods=self.warm_pods,
             metrics=self,
             cluster_domain="cluster.local",
             now=self.clock,

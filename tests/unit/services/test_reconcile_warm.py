@@ -181,11 +181,11 @@ async def test_without_a_warm_pod(policy: str) -> None:
     kubernetes.controllers()
     await cluster.reconcile()
     assert cluster.misses == ([] if policy == "Never" else ["Empty", "Empty"])
-    assert cluster.reconciler.waiting_for(("team", "nlp")) == (() if policy == "Never" else (KEY,))
+    assert cluster.warm_pods.waiting_for(("team", "nlp")) == (() if policy == "Never" else (KEY,))
     kubernetes.warm(5)
     await cluster.reconcile()
     assert len(kubernetes.claims) == (0 if policy == "Never" else 2)
-    assert cluster.reconciler.waiting_for(("team", "nlp")) == ()
+    assert cluster.warm_pods.waiting_for(("team", "nlp")) == ()
     kubernetes.loaded()
     await cluster.reconcile()
     kubernetes.controllers()
@@ -827,7 +827,9 @@ class Lagging:
 
     @classmethod
     def install(cls, cluster: Cluster, stale: dict[tuple[str, str], dict[str, Any]]) -> None:
-        cluster.caches = replace(cluster.caches, pods=cls(cluster, stale))
+        lagging = cls(cluster, stale)
+        cluster.caches = replace(cluster.caches, pods=lagging)
+        cluster.around = replace(cluster.around, pods=lagging)
         cluster.restarted()
 
     def _shown(self, look: Callable[[], Any]) -> Any:
