@@ -193,16 +193,32 @@ def control_plane_files(machine: Machine, record: Record) -> dict[str, str]:
         "clientConnection": {"kubeconfig": str(machine.certificates / "kube-scheduler.kubeconfig"), **limits},
         "leaderElection": {"leaderElect": False},
     }
-    policy = {
+    return {
+        "scheduler.yaml": _yaml(scheduler),
+        "audit-policy.yaml": _yaml(audit_policy(record)),
+        "Corefile": corefile(machine, record),
+    }
+
+
+def audit_policy(record: Record) -> dict[str, Any]:
+    """Writes only. Bodies, where they are asked for, of what has no secrets in it."""
+    bodies = {
+        "level": "Request",
+        "verbs": ["create", "update", "patch"],
+        "resources": [
+            {"group": "", "resources": ["pods"]},
+            {"group": "tokenservice.dev", "resources": ["tokenservices"]},
+        ],
+    }
+    return {
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
         "omitStages": ["RequestReceived"],
-        "rules": [{"level": "None", "verbs": ["get", "list", "watch"]}, {"level": "Metadata"}],
-    }
-    return {
-        "scheduler.yaml": _yaml(scheduler),
-        "audit-policy.yaml": _yaml(policy),
-        "Corefile": corefile(machine, record),
+        "rules": [
+            {"level": "None", "verbs": ["get", "list", "watch"]},
+            *([bodies] if record.audit_bodies else []),
+            {"level": "Metadata"},
+        ],
     }
 
 
