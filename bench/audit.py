@@ -80,22 +80,24 @@ def parse(line: bytes) -> Write:
 
 class AuditLog:
     """The writes of some users, or of all in some namespaces, in the order in which they were answered; `read` takes in
-    what is new.
+    what is new, since the log was opened or from `offset` on.
     """
 
-    def __init__(self, path: Path, users: Iterable[str] = (), namespaces: Iterable[str] = ()) -> None:
+    def __init__(
+        self, path: Path, users: Iterable[str] = (), namespaces: Iterable[str] = (), offset: int | None = None
+    ) -> None:
         self._path = path
         self._needles = tuple(
             f'"{key}":"{value}"'.encode()
             for key, values in (("username", users), ("namespace", namespaces))
             for value in values
         )
-        self._offset = path.stat().st_size
+        self._offset = path.stat().st_size if offset is None else offset
         self._rest = b""
         self.writes: list[Write] = []
 
     def read(self) -> list[Write]:
-        """All writes since the log was opened."""
+        """All writes so far."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
