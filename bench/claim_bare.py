@@ -32,7 +32,8 @@ REVISION = "0123456789"
 """Stands for a revision of the TokenService."""
 MAKING = 16
 """Pods that are made at the same time, as the operator does."""
-CONNECTIONS = 100
+CONNECTIONS = 64
+"""As many as the operator has requests in flight at most."""
 _encode = msgspec.json.encode
 
 

@@ -19,13 +19,14 @@ from bench.cluster import BenchError
 CLIENTS = 2
 PODS, SERVICES = 20, 16
 SECONDS = 30.0
+TRIES = 3
+"""On a machine that is busy with something else one client may have taken all it needs before the other begins."""
 PAUSE_SECONDS = 0.1
 """Between a client's choice of a pod and its claim, as if it were busy: long enough for both to choose the same one."""
 
 
-async def race(setting: Setting, locked: bool) -> Verdict:
+async def race(setting: Setting, namespace: str, locked: bool) -> Verdict:
     """The verdict on `CLIENTS` clients that have each their own TokenServices and one pool, all asked at once."""
-    namespace = f"race-{'locked' if locked else 'broken'}"
     called = [f"svc-{number:05}" for number in range(SERVICES)]
     await setting.api.make_namespace(namespace)
     audit = setting.audit(namespace)
@@ -43,7 +44,12 @@ async def race(setting: Setting, locked: bool) -> Verdict:
 
 async def prove(setting: Setting) -> tuple[Verdict, Verdict]:
     """The verdicts with the lock and without. Raises BenchError if the checker does not tell them apart."""
-    locked, broken = await race(setting, locked=True), await race(setting, locked=False)
+    locked = await race(setting, "race-locked", locked=True)
+    broken = await race(setting, "race-broken-1", locked=False)
+    for number in range(2, TRIES + 1):
+        if broken.duplicated:
+            break
+        broken = await race(setting, f"race-broken-{number}", locked=False)
     if not locked.good or locked.finished != SERVICES:
         raise BenchError(f"claims with an optimistic lock fail the check: {locked}")
     if not broken.duplicated:

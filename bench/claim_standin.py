@@ -50,16 +50,26 @@ async def fine(_: web.Request) -> web.Response:
     return web.json_response({"status": "ok"})
 
 
+def assignments() -> web.Application:
+    """What listens at ASSIGN_PORT."""
+    application = web.Application()
+    application.router.add_put(protocol.ASSIGNMENT, assign)
+    return application
+
+
+def servers() -> web.Application:
+    """What listens at PORT."""
+    application = web.Application()
+    for path in (protocol.HEALTHZ, protocol.READYZ, protocol.VERIFYZ):
+        application.router.add_get(path, fine)
+    return application
+
+
 async def run(_: bytes, ready: Callable[[], None]) -> None:
     """Listens until it is cancelled."""
-    assignments = web.Application()
-    assignments.router.add_put(protocol.ASSIGNMENT, assign)
-    servers = web.Application()
-    for path in (protocol.HEALTHZ, protocol.READYZ, protocol.VERIFYZ):
-        servers.router.add_get(path, fine)
     runners = []
     try:
-        for application, port in ((assignments, protocol.ASSIGN_PORT), (servers, protocol.PORT)):
+        for application, port in ((assignments(), protocol.ASSIGN_PORT), (servers(), protocol.PORT)):
             runner = web.AppRunner(application, access_log=None)
             await runner.setup()
             runners.append(runner)
