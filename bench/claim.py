@@ -101,7 +101,7 @@ class Bench:
     async def _bare(self, namespace: str, scenario: Scenario, called: list[str]) -> AsyncIterator[None]:
         """A bare client claims, from a pool that nobody else looks after."""
         pool = await setup.make_pool(self._api, namespace, self._pool, scenario.refill_per_s)
-        text = await setup.pod_text(self._api, pool)
+        text = setup.pod_text(await setup.pod_schema(self._api), pool)
         await setup.make_services(self._api, namespace, called)
         await setup.fill(self._api, namespace, text, self._pool)
         task = self._setting.bare(namespace, pool, pod=text, refill_per_s=scenario.refill_per_s)

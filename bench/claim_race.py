@@ -32,7 +32,8 @@ async def race(setting: Setting, namespace: str, locked: bool) -> Verdict:
     audit = setting.audit(namespace)
     pool = await setup.make_pool(setting.api, namespace, PODS, 1)
     await setup.make_services(setting.api, namespace, called)
-    await setup.fill(setting.api, namespace, await setup.pod_text(setting.api, pool), PODS)
+    text = setup.pod_text(await setup.pod_schema(setting.api), pool)
+    await setup.fill(setting.api, namespace, text, PODS)
     async with contextlib.AsyncExitStack() as clients:
         for part in range(CLIENTS):
             task = setting.bare(namespace, pool, locked=locked, pause_s=PAUSE_SECONDS, part=part, parts=CLIENTS)

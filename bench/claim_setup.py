@@ -65,21 +65,35 @@ class _Pods(msgspec.Struct):
     items: tuple[Pod, ...]
 
 
-async def make_pool(api: Api, namespace: str, replicas: int, refill_per_s: int) -> WarmPool:
-    """Makes the namespace's WarmPool: of the shape that the TokenServices have."""
-    spec = {
-        "environment": SPEC["environment"],
-        "template": SPEC["template"],
-        "replicas": replicas,
-        "refill": {"maxPerSecond": refill_per_s},
-    }
-    body = {
+def pool_manifest(namespace: str, replicas: int, refill_per_s: int) -> dict[str, Any]:
+    """The namespace's WarmPool, of the shape that the TokenServices have."""
+    return {
         "apiVersion": names.API_VERSION,
         "kind": "WarmPool",
         "metadata": {"name": POOL, "namespace": namespace},
-        "spec": spec,
+        "spec": {
+            "environment": SPEC["environment"],
+            "template": SPEC["template"],
+            "replicas": replicas,
+            "refill": {"maxPerSecond": refill_per_s},
+        },
     }
-    made = await api.send("POST", f"{GROUP}/namespaces/{namespace}/warmpools{MANAGER}", _encode(body))
+
+
+def service_manifest(namespace: str, name: str) -> dict[str, Any]:
+    """A TokenService without a replica, whose replicas are to come from the pool."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "TokenService",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {**SPEC, "replicas": 0, "warmPool": {"name": POOL}},
+    }
+
+
+async def make_pool(api: Api, namespace: str, replicas: int, refill_per_s: int) -> WarmPool:
+    """Makes the namespace's WarmPool."""
+    body = _encode(pool_manifest(namespace, replicas, refill_per_s))
+    made = await api.send("POST", f"{GROUP}/namespaces/{namespace}/warmpools{MANAGER}", body)
     return msgspec.json.decode(made, type=WarmPool)
 
 
@@ -90,23 +104,22 @@ async def set_refill(api: Api, namespace: str, per_s: int) -> None:
 
 
 async def make_services(api: Api, namespace: str, called: Iterable[str]) -> None:
-    """Makes TokenServices without a replica, whose replicas are to come from the pool."""
+    """Makes TokenServices, none with a replica yet."""
 
     async def one(name: str) -> None:
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": "TokenService",
-            "metadata": {"name": name, "namespace": namespace},
-            "spec": {**SPEC, "replicas": 0, "warmPool": {"name": POOL}},
-        }
-        await api.send("POST", f"{GROUP}/namespaces/{namespace}/tokenservices{MANAGER}", _encode(body))
+        body = _encode(service_manifest(namespace, name))
+        await api.send("POST", f"{GROUP}/namespaces/{namespace}/tokenservices{MANAGER}", body)
 
     await each(one, called, IN_FLIGHT)
 
 
-async def pod_text(api: Api, pool: WarmPool) -> str:
+async def pod_schema(api: Api) -> PodSchema:
+    """The cluster's own schema of a pod template."""
+    return PodSchema.from_openapi(msgspec.json.decode(await api.send("GET", "/openapi/v3/apis/apps/v1")))
+
+
+def pod_text(schema: PodSchema, pool: WarmPool) -> str:
     """A pod of the pool as the operator would make it, with `NAME` in place of its name. Nobody checks its token."""
-    schema = PodSchema.from_openapi(msgspec.json.decode(await api.send("GET", "/openapi/v3/apis/apps/v1")))
     image = pool.spec.environment.image
     if image is None:
         raise BenchError("the benchmark's pool has a prebuilt image")

@@ -14,13 +14,18 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from tokenservice import protocol
 from tokenservice.api import names
+from tokenservice.api.pools import WarmPool
+from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.handover.shape import difference, shape
+from tokenservice.services import render
 
-from bench import claim_check, claim_standin
+from bench import claim_check, claim_setup, claim_standin
 from bench.audit import AuditLog, Write
 from bench.claim_check import Verdict, check, together
 from bench.claim_figures import figures
 from bench.claim_log import LABEL_CLAIM, Story, story
 from bench.claim_report import BARE, OPERATOR, Outcome, Report, proof, result, table
+from tests.unit.pods.builders import pod_schema
 
 RECORDED = Path(__file__).parent / "claims.jsonl"
 """Audit lines as an API server wrote them, without the pods' specs and what tells about the writer's machine."""
@@ -253,6 +258,21 @@ class TestReport:
         assert "operator, without refill" in text
         assert text.endswith("8 pods claimed twice, with it 0")
         assert table(self.report()) == text.splitlines()[-1]
+
+
+class TestSetUp:
+    def test_the_pools_pods_fit_the_services_be_they_the_operators_or_the_bare_clients(self) -> None:
+        pool = msgspec.convert(claim_setup.pool_manifest("ns", 10, 1), WarmPool)
+        one = msgspec.convert(claim_setup.service_manifest("ns", "a"), TokenService)
+        assert (one.spec.replicas, one.metadata.namespace, pool.metadata.name) == (0, "ns", claim_setup.POOL)
+        deployment = render.children(
+            one, pod_schema(), EnvironmentStatus(image="registry.example.com/team/serving:1.0")
+        )
+        assert deployment.deployment is not None
+        served = deployment.deployment["spec"]["template"]["spec"]
+        warm = json.loads(claim_setup.pod_text(pod_schema(), pool))
+        assert difference(warm["spec"], served) is None
+        assert warm["metadata"]["labels"][names.LABEL_SHAPE] == shape(served)
 
 
 class TestStandIn:
