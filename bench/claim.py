@@ -40,7 +40,7 @@ SPARE = 30
 """Pods that nobody asks for: the last claims are to find some, too."""
 READY_SECONDS = 900.0
 FINISH_SECONDS = 60.0
-"""After the last edit; what is not finished then is lost."""
+"""Without a claim that is finished, for so long: what is not by then is lost."""
 
 
 @dataclass(frozen=True)

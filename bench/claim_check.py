@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +56,7 @@ def check(told: Story) -> Verdict:
     words += [f"{pod.name} was claimed by {', '.join(sorted({*pod.claims, *pod.served}))}" for pod in twice]
     return Verdict(
         edits=sum(map(len, told.edits.values())),
-        finished=sum(len(told.finished(service)) for service in _services(told)),
+        finished=sum(map(len, told.finished.values())),
         lost=lost,
         duplicated=len(twice),
         words=tuple(words[:SHOWN]),
@@ -78,20 +78,16 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
 def _lost(told: Story) -> tuple[int, list[str]]:
     last_warm = max((pod.left or NEVER for pod in told.pods if pod.warm), default=None)
     lost, words = 0, []
-    for service in _services(told):
-        edits, finished = sorted(told.edits.get(service, ())), told.finished(service)
-        unanswered = [at for at in edits[len(finished) :] if last_warm and last_warm > at]
-        stuck = [pod.name for pod in told.pods if service in pod.claims and service not in pod.served]
+    for service in told.services:
+        left = told.edits.get(service, [])[len(told.finished.get(service, [])) :]
+        unanswered = [at for at in left if last_warm and last_warm > at]
+        stuck = told.stuck.get(service, [])
         lost += max(len(unanswered), len(stuck))
         if stuck:
             words.append(f"{service} has claimed {', '.join(stuck)} and never labelled it")
         elif unanswered:
             words.append(f"{service} got no pod for its edit at {unanswered[0].time()}")
     return lost, words
-
-
-def _services(told: Story) -> Iterator[str]:
-    yield from sorted({*told.edits, *(service for pod in told.pods for service in pod.claims)})
 
 
 def main() -> int:

@@ -39,10 +39,12 @@ def figures(told: Story, without: Collection[str] = ()) -> Figures:
 
     without: TokenServices that do not count.
     """
-    edited = {service: sorted(times) for service, times in told.edits.items() if service not in without}
+    edited = {service: times for service, times in told.edits.items() if service not in without}
     edits = [at for times in edited.values() for at in times]
     pairs = [
-        (at, end) for service, times in edited.items() for at, end in zip(times, told.finished(service), strict=False)
+        (at, end)
+        for service, times in edited.items()
+        for at, end in zip(times, told.finished.get(service, []), strict=False)
     ]
     latencies = [1000 * (end - at).total_seconds() for at, end in pairs]
     ends = [end for _, end in pairs]

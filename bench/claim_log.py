@@ -42,14 +42,25 @@ class WarmPod:
 
 @dataclass(frozen=True)
 class Story:
-    """Of one namespace. edits: TokenService -> when the API server received each request for one replica more."""
+    """Of one namespace, by TokenService.
+
+    Attributes:
+        edits: when the API server received each request for one replica more, in order.
+        finished: when the claims were finished, in order: the pod's second patch was answered.
+        stuck: pods that were claimed and have not got the second patch.
+        pods: all that were made for pools.
+
+    """
 
     edits: dict[str, list[datetime]]
+    finished: dict[str, list[datetime]]
+    stuck: dict[str, list[str]]
     pods: tuple[WarmPod, ...]
 
-    def finished(self, service: str) -> list[datetime]:
-        """When the claims of this TokenService were finished: the pod's second patch was answered. In order."""
-        return sorted(pod.served[service] for pod in self.pods if service in pod.claims and service in pod.served)
+    @property
+    def services(self) -> list[str]:
+        """Those that have asked for a pod, or have claimed one."""
+        return sorted({*self.edits, *self.finished, *self.stuck})
 
 
 class _Metadata(msgspec.Struct):
@@ -102,7 +113,20 @@ def story(writes: Iterable[Write], namespace: str) -> Story:
             pod = now.get(write.name)
             if pod and pod.warm is None:
                 pod.warm = write.answered
-    return Story(dict(edits), tuple(pods))
+    finished: dict[str, list[datetime]] = defaultdict(list)
+    stuck: dict[str, list[str]] = defaultdict(list)
+    for pod in pods:
+        for service in pod.claims:
+            if service in pod.served:
+                finished[service].append(pod.served[service])
+            else:
+                stuck[service].append(pod.name)
+    return Story(
+        edits={service: sorted(times) for service, times in edits.items()},
+        finished={service: sorted(times) for service, times in finished.items()},
+        stuck=dict(stuck),
+        pods=tuple(pods),
+    )
 
 
 def _edit(write: Write, replicas: dict[str, int], edits: dict[str, list[datetime]]) -> None:

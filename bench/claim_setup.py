@@ -179,13 +179,16 @@ async def offer(api: Api, namespace: str, called: Sequence[str], per_s: float | 
 
 
 async def finished(audit: AuditLog, namespace: str, count: int, seconds: float) -> Story:
-    """Waits until so many claims are finished, for `seconds` at most; returns what has become of everything."""
-    deadline = time.monotonic() + seconds
+    """Waits until so many claims are finished, or none more in `seconds`; returns what has become of everything."""
+    seen, since = 0, time.monotonic()
     while True:
         told = story(audit.read(), namespace)
-        if sum(len(told.finished(service)) for service in told.edits) >= count or time.monotonic() > deadline:
+        now = sum(map(len, told.finished.values()))
+        if now > seen:
+            seen, since = now, time.monotonic()
+        if now >= count or time.monotonic() - since > seconds:
             return told
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
 
 
 async def _until(warm: Callable[[], Awaitable[int]], count: int) -> None:
