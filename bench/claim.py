@@ -15,11 +15,13 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from bench import claim_setup as setup
+from bench.audit import counted
 from bench.child import Child
 from bench.claim_check import check
 from bench.claim_figures import figures
@@ -90,7 +92,11 @@ class Bench:
             if operator:
                 await operator.settled()
         told = story(audit.read(), namespace)
-        outcome = Outcome(who, scenario.name, figures(told, without=warm_up), check(told), 1000 * late)
+        began = min(at for service, times in told.edits.items() if service not in warm_up for at in times)
+        user = self._setting.operator.user if operator else self._setting.client.user
+        writes = counted(audit.writes, user, began, datetime.now(UTC))
+        writes.pop("patch tokenservices", None)  # the edits themselves
+        outcome = Outcome(who, scenario.name, figures(told, without=warm_up), check(told), 1000 * late, writes)
         say(f"{namespace}: {outcome.figures.claims} claims, p99 {outcome.figures.p99_ms or 0:.0f} ms")
         for word in outcome.verdict.words:
             say(f"{namespace}: {word}")

@@ -1,8 +1,9 @@
 """A bare client that claims warm pods: the least that whoever claims has to do, as the yardstick for the operator.
 
 It watches the TokenServices of a namespace and the pods of a pool. For each edit that asks for one replica more it
-takes the pod that has been warm longest, and makes the operator's two patches with the assignment between: no plan,
-no status, no settling. Where it is told to, it makes a new pod for each that was claimed.
+takes the pod that has been warm longest, and makes the operator's two patches, worked out by the operator's own code,
+with the assignment between them: no plan, no status, no settling. Where it is told to, it makes a new pod for each that
+was claimed.
 
 With `locked: false` it is the broken claim that the checker must find: without resourceVersion, and without uid, two
 clients take the same pod. A process of its own, run by bench/child.py.
@@ -15,16 +16,15 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import aiohttp
 import msgspec
-from tokenservice import protocol
 from tokenservice.api import names
-from tokenservice.api.meta import ObjectMeta, Pod, stamp
+from tokenservice.api.meta import ObjectMeta, Pod
+from tokenservice.handover import assigner, patches
+from tokenservice.handover.claim import Taker
 
 from bench.child import serve
-from bench.claim_log import LABEL_CLAIM
 from bench.client import GROUP, MANAGER, MERGE, NAME, Api, RefusedError
 from bench.cluster import BenchError
 
@@ -137,20 +137,13 @@ class Claimer:
 
     async def _claim(self, service: _Service) -> None:
         name = service.metadata.name
-        owner = [names.owner("TokenService", name, service.metadata.uid)]
+        taker = Taker(self._task.namespace, name, service.metadata.uid)
         while True:
             pod = await self._take()
-            claim: dict[str, Any] = {
-                "labels": {names.LABEL_POOL: None, LABEL_CLAIM: name, names.LABEL_REVISION: REVISION},
-                "annotations": {
-                    f"{names.GROUP}/claimed-at": stamp(datetime.now(UTC)),
-                    f"{names.GROUP}/claimed-from": self._task.pool,
-                },
-                "ownerReferences": owner,
-            }
+            claim = patches.claim(pod, taker, REVISION, self._task.pool, datetime.now(UTC))
+            if not self._task.locked:
+                del claim["metadata"]["resourceVersion"], claim["metadata"]["uid"]
             await asyncio.sleep(self._task.pause_s)
-            if self._task.locked:
-                claim |= {"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version}
             try:
                 await self._patch(pod, claim)
             except RefusedError as error:
@@ -161,10 +154,9 @@ class Claimer:
                 break
         self._missing += 1
         self._making.set()
-        await self._assign(pod, name)
+        stages = await self._assign(pod, name)
         labels = {**names.child_labels(name), names.LABEL_REVISION: REVISION}
-        served = {f"{names.GROUP}/served-at": stamp(datetime.now(UTC))}
-        await self._patch(pod, {"labels": labels, "annotations": served})
+        await self._patch(pod, patches.serve(pod, {"metadata": {"labels": labels}}, stages, datetime.now(UTC)))
 
     async def _take(self) -> Pod:
         while not self._free:
@@ -175,17 +167,18 @@ class Claimer:
         self._left.add(pod.metadata.uid)
         return pod
 
-    async def _patch(self, pod: Pod, metadata: dict[str, Any]) -> None:
-        path = f"{self._path}/{pod.metadata.name}{MANAGER}"
-        await self._api.send("PATCH", path, _encode({"metadata": metadata}), MERGE)
+    async def _patch(self, pod: Pod, patch: patches.Patch) -> None:
+        await self._api.send("PATCH", f"{self._path}/{pod.metadata.name}{MANAGER}", _encode(patch), MERGE)
 
-    async def _assign(self, pod: Pod, service: str) -> None:
+    async def _assign(self, pod: Pod, service: str) -> dict[str, float]:
         body = {"service": f"{self._task.namespace}/{service}", "model": {"source": self._task.model}}
-        url = f"http://{pod.status.pod_ip}:{protocol.ASSIGN_PORT}{protocol.ASSIGNMENT}"
+        url = assigner.url(pod)
         headers = {"Authorization": f"Bearer {pod.metadata.uid}"}
         async with self._servers.put(url, json=body, headers=headers) as answer:
             if answer.status != 200:
                 raise BenchError(f"PUT {url}: {answer.status} {(await answer.text())[:200]}")
+            stages: dict[str, float] = (await answer.json())["stages"]
+            return stages
 
     async def _refill(self) -> None:
         """A token bucket, as the operator's: a second's worth at once, then one by one."""

@@ -15,8 +15,6 @@ from tokenservice.api import names
 
 from bench.audit import Write
 
-LABEL_CLAIM = f"{names.GROUP}/claim"
-"""On a pod from its claim until it is settled: the TokenService that has claimed it."""
 SCHEDULER = "system:kube-scheduler"
 
 
@@ -143,7 +141,7 @@ def _edit(write: Write, replicas: dict[str, int], edits: dict[str, list[datetime
 
 def _patch(write: Write, now: dict[str, WarmPod], pods: list[WarmPod]) -> None:
     labels = _body(write).labels
-    claimed, serves = labels.get(LABEL_CLAIM), labels.get(names.LABEL_SERVICE)
+    claimed, serves = labels.get(names.LABEL_CLAIM), labels.get(names.LABEL_SERVICE)
     pod = now.get(write.name)
     if pod is None and claimed:  # made before the log began
         pod = now[write.name] = WarmPod(write.name, warm=write.received)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +17,20 @@ NOTHING = Verdict(0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One phase. late_ms: by how much the latest edit was sent late; if that is long, the load did not keep up."""
+    """One phase.
+
+    Attributes:
+        late_ms: by how much the latest edit was sent late; if that is long, the load did not keep up.
+        writes: of whoever claims, by kind, from the first edit that counts until nothing was left to do.
+
+    """
 
     who: str
     scenario: str
     figures: Figures
     verdict: Verdict
     late_ms: float
+    writes: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -103,6 +111,8 @@ def table(report: Report) -> str:
         "",
         *lines,
         "",
+        *_writes(report.outcomes),
+        "",
     ]
     return "\n".join(
         [
@@ -111,6 +121,15 @@ def table(report: Report) -> str:
             f"with it {report.locked.duplicated}",
         ]
     )
+
+
+def _writes(outcomes: Sequence[Outcome]) -> list[str]:
+    """Writes for each claim, by kind, a column a phase."""
+    counted = [one for one in outcomes if one.writes and one.figures.claims]
+    kinds = sorted({kind for one in counted for kind in one.writes})
+    rows = [("writes a claim", *(f"{one.who} {one.scenario.split('_')[0]}" for one in counted))]
+    rows += [(f"  {kind}", *(f"{one.writes[kind] / one.figures.claims:.2f}" for one in counted)) for kind in kinds]
+    return [f"{row[0]:<44}" + "".join(f"{cell:>18}" for cell in row[1:]) for row in rows] if counted else []
 
 
 def _shown(value: float | None) -> str:

@@ -41,13 +41,13 @@ async def assign(request: web.Request) -> web.Response:
     except msgspec.MsgspecError as error:
         return web.json_response({"error": {"message": str(error)}}, status=400)
     name = asked.model.name or asked.model.source.rpartition("/")[2]
-    stages = {"load": 0.0, "total": 0.0}
+    stages = {"weights": 0.0, "total": 0.0}
     return web.json_response({"status": "serving", "model": name, "stages": stages})
 
 
-async def fine(_: web.Request) -> web.Response:
+async def fine(request: web.Request) -> web.Response:
     """GET /healthz, /readyz, /verifyz: 200."""
-    return web.json_response({"status": "ok"})
+    return web.json_response({"status": "ready" if request.path == protocol.READYZ else "ok"})
 
 
 def assignments() -> web.Application:

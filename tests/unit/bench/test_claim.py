@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from bench import claim_check, claim_setup, claim_standin
 from bench.audit import AuditLog, Write
 from bench.claim_check import Verdict, check, together
 from bench.claim_figures import figures
-from bench.claim_log import LABEL_CLAIM, Story, story
+from bench.claim_log import Story, story
 from bench.claim_report import BARE, OPERATOR, Outcome, Report, proof, result, table
 from tests.unit.pods.builders import pod_schema
 
@@ -62,7 +63,7 @@ def pod(name: str, at: float = 0.0) -> list[Write]:
 
 
 def claim(pod: str, service: str, at: float, **other: Any) -> Write:
-    labels = {names.LABEL_POOL: None, LABEL_CLAIM: service}
+    labels = {names.LABEL_POOL: None, names.LABEL_CLAIM: service}
     return write("pods", pod, at, {"metadata": {"labels": labels}}, **other)
 
 
@@ -71,7 +72,7 @@ def serve(pod: str, service: str, at: float) -> Write:
 
 
 def settle(pod: str, at: float) -> Write:
-    return write("pods", pod, at, {"metadata": {"labels": {LABEL_CLAIM: None, "pod-template-hash": "abc"}}})
+    return write("pods", pod, at, {"metadata": {"labels": {names.LABEL_CLAIM: None, "pod-template-hash": "abc"}}})
 
 
 def told(*writes: Write | Sequence[Write]) -> Story:
@@ -230,7 +231,9 @@ class TestReport:
         seen = figures(told(writes))
         report = Report(nodes=5, pool=60, load=(0.5, 1.5), broken=Verdict(16, 16, 0, 8))
         for scenario in ("without_refill", "with_refill", "burst"):
-            report.outcomes += [Outcome(each, scenario, seen, Verdict(1, 1, 0, each == BARE), 2.0) for each in who]
+            for each in who:
+                found = Verdict(1, 1, 0, int(each == BARE))
+                report.outcomes.append(Outcome(each, scenario, seen, found, 2.0, Counter({"patch pods": 3})))
         return report
 
     def test_the_last_line_has_the_operators_figures_beside_the_bare_clients_p99(self) -> None:
@@ -256,6 +259,7 @@ class TestReport:
         text = table(self.report(BARE, OPERATOR))
         assert "answered by a stand-in" in text
         assert "operator, without refill" in text
+        assert "  patch pods" + " " * 32 + "              3.00" * 6 in text
         assert text.endswith("8 pods claimed twice, with it 0")
         assert table(self.report()) == text.splitlines()[-1]
 
@@ -291,4 +295,4 @@ class TestStandIn:
             said = await answer.json()
         assert answer.status == status
         if status == 200:
-            assert said == {"status": "serving", "model": "tiny", "stages": {"load": 0.0, "total": 0.0}}
+            assert said == {"status": "serving", "model": "tiny", "stages": {"weights": 0.0, "total": 0.0}}
