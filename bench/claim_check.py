@@ -84,7 +84,7 @@ def _lost(told: Story) -> tuple[int, list[str]]:
         stuck = told.stuck.get(service, [])
         lost += max(len(unanswered), len(stuck))
         if stuck:
-            words.append(f"{service} has claimed {', '.join(stuck)} and never labelled it")
+            words.append(f"{service} has claimed {'; '.join(stuck)}: never labelled")
         elif unanswered:
             words.append(f"{service} got no pod for its edit at {unanswered[0].time()}")
     return lost, words

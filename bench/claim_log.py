@@ -26,6 +26,7 @@ class WarmPod:
         name: of the pod.
         warm: when it could first be claimed. KWOK's first status of a pod has it Running and Ready.
         left: when it could not be claimed any more, since it was claimed or deleted.
+        deleted: whether it was deleted.
         claims: TokenServices that have claimed it, and when they were first answered.
         served: TokenServices whose Service has selected it, and when that was first answered.
 
@@ -34,6 +35,7 @@ class WarmPod:
     name: str
     warm: datetime | None = None
     left: datetime | None = None
+    deleted: bool = False
     claims: dict[str, datetime] = field(default_factory=dict)
     served: dict[str, datetime] = field(default_factory=dict)
 
@@ -45,7 +47,7 @@ class Story:
     Attributes:
         edits: when the API server received each request for one replica more, in order.
         finished: when the claims were finished, in order: the pod's second patch was answered.
-        stuck: pods that were claimed and have not got the second patch.
+        stuck: pods that were claimed and have not got the second patch, in words.
         pods: all that were made for pools.
 
     """
@@ -103,8 +105,9 @@ def story(writes: Iterable[Write], namespace: str) -> Story:
                 pods.append(now[name])
         elif write.what == "pods" and write.verb == "delete":
             gone = now.pop(write.name, None)
-            if gone and gone.left is None:
-                gone.left = write.answered
+            if gone:
+                gone.deleted = True
+                gone.left = gone.left or write.answered
         elif write.what == "pods" and write.verb == "patch":
             _patch(write, now, pods)
         elif write.what == "pods/status" and write.user != SCHEDULER:
@@ -118,7 +121,7 @@ def story(writes: Iterable[Write], namespace: str) -> Story:
             if service in pod.served:
                 finished[service].append(pod.served[service])
             else:
-                stuck[service].append(pod.name)
+                stuck[service].append(f"{pod.name}, deleted since" if pod.deleted else pod.name)
     return Story(
         edits={service: sorted(times) for service, times in edits.items()},
         finished={service: sorted(times) for service, times in finished.items()},

@@ -31,6 +31,10 @@ FILL_SECONDS = 300.0
 CONNECTIONS = 100
 """That edits are sent on. Opened beforehand: a burst is to be one of edits, not of TLS handshakes."""
 IN_FLIGHT = 16
+COLD_START = {"pod-ready.stage.kwok.x-k8s.io/delay": "300s"}
+"""Of pods that are not from the pool. KWOK's would be Ready at once, and whoever settles would rightly keep those and
+delete the claimed ones; real ones pull an image and import torch.
+"""
 _encode = msgspec.json.encode
 
 
@@ -86,7 +90,12 @@ def service_manifest(namespace: str, name: str) -> dict[str, Any]:
         "apiVersion": names.API_VERSION,
         "kind": "TokenService",
         "metadata": {"name": name, "namespace": namespace},
-        "spec": {**SPEC, "replicas": 0, "warmPool": {"name": POOL}},
+        "spec": {
+            **SPEC,
+            "replicas": 0,
+            "warmPool": {"name": POOL},
+            "template": {**SPEC["template"], "metadata": {"annotations": COLD_START}},
+        },
     }
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import yaml
 
 from .addresses import DNS, KWOK_PODS, PODS, SERVICES, Resolvers, pod_range
+from .paths import HERE
 from .records import Record
 
 DOMAIN = "cluster.local"
 PAUSE_IMAGE = "docker.io/localcluster/pause:1"
+POD_READY = HERE / "kwok" / "pod-ready.yaml"
+"""KWOK's stage of pods that become Ready, which can be told to take its time."""
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 KUBELET_TUNABLES = {
     "vm/overcommit_memory": "1",
@@ -135,7 +138,6 @@ def control_plane(machine: Machine, record: Record) -> list[dict[str, Any]]:
         stages = [
             "node/fast/node-initialize.yaml",
             "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
-            "pod/fast/pod-ready.yaml",
             "pod/fast/pod-complete.yaml",
             "pod/fast/pod-delete.yaml",
         ]
@@ -147,6 +149,7 @@ def control_plane(machine: Machine, record: Record) -> list[dict[str, Any]]:
             f"--node-ip={record.address}",
             f"--cidr={KWOK_PODS}",
             *(f"--config={machine.kwok_stages / stage}" for stage in stages),
+            f"--config={POD_READY}",
         ]
         components.append(component(machine, "kwok", arguments, after=[api]))
     return components

@@ -148,7 +148,12 @@ class TestChecker:
     def test_a_pod_that_was_claimed_and_never_labelled_is_lost_once(self) -> None:
         found = check(told(service("a"), pod("p"), edit("a", 1), claim("p", "a", 2), pod("other")))
         assert (found.finished, found.lost, found.duplicated) == (0, 1, 0)
-        assert found.words == ("a has claimed p and never labelled it",)
+        assert found.words == ("a has claimed p: never labelled",)
+
+    def test_so_is_one_that_was_deleted_then_and_that_is_told(self) -> None:
+        gone = write("pods", "p", 3, verb="delete")
+        found = check(told(service("a"), pod("p"), edit("a", 1), claim("p", "a", 2), gone))
+        assert (found.lost, found.words) == (1, ("a has claimed p, deleted since: never labelled",))
 
     def test_a_pod_too_many_that_is_never_labelled_is_lost_too(self) -> None:
         first = [claim("p", "a", 2), serve("p", "a", 3)]
