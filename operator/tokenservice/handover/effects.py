@@ -65,7 +65,6 @@ class Effects:
         async def one(pod: Pod) -> bool:
             uid = pod.metadata.uid
             patch = patches.claim(pod, taker, revision, pool, self._now())
-            self._wanted.add(uid)
             try:
                 body = await self._client.patch(PODS, taker.namespace, pod.metadata.name, patch)
             except ApiError as error:
@@ -77,13 +76,17 @@ class Effects:
                     self._stale[uid] = pod.metadata.resource_version
                     return False
                 raise
-            finally:
-                self._wanted.discard(uid)
             _log.info("claimed", action="Pod", pod=pod.metadata.name, pool=pool)
             self._pods.observe(self._pods.decode(body))
             return True
 
-        found = await asyncio.gather(*(one(pod) for pod in pods), return_exceptions=True)
+        # Before anything is waited for: whoever chooses next is to choose others.
+        uids = {pod.metadata.uid for pod in pods}
+        self._wanted |= uids
+        try:
+            found = await asyncio.gather(*(one(pod) for pod in pods), return_exceptions=True)
+        finally:
+            self._wanted -= uids
         for each in found:
             if isinstance(each, BaseException):
                 raise each
