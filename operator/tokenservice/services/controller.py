@@ -14,7 +14,7 @@ from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
 from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService, TokenServiceStatus
 from tokenservice.handover.claim import CLAIMS
 from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
@@ -73,6 +73,8 @@ STAGES = {
 }
 """Reasons of Progressing whose time is measured."""
 
+COUNTS_SECONDS = 1.0
+"""Between two writes of a status in which only numbers changed."""
 CLAIM_TRIES = 5
 """Looks for warm pods in one step, where others take them first."""
 
@@ -195,6 +197,8 @@ class Reconciler:
         self._metrics = metrics
         self._stages: dict[Key, tuple[str, datetime | None]] = {}
         """The newest reason of Progressing, and since when; None where that was not seen."""
+        self._written: dict[Key, datetime] = {}
+        """When a status was written last."""
         self._cluster_domain = cluster_domain
         self._now = now
         self._memos: dict[Key, _Memo] = {}
@@ -210,6 +214,7 @@ class Reconciler:
         if service is None:
             self._memos.pop(key, None)
             self._stages.pop(key, None)
+            self._written.pop(key, None)
             self._warm.gone(key)
             return Result()
         memo = await self._memo(key, service)
@@ -257,7 +262,7 @@ class Reconciler:
         if _image(snapshot.surroundings.runs_in) != memo.runs_in:
             # Another image has come in the meantime, which the Deployment is to have before the status speaks of it.
             return Result(requeue_after=0.0)
-        await self._write_status(key, service, step)
+        later = await self._write_status(key, service, step)
         self._time_stage(key, (step.status or service.status).condition(conditions.PROGRESSING), found)
         newest = self._store.get(key)
         if newest is not None and _asks(newest) != _asks(service):
@@ -266,7 +271,9 @@ class Reconciler:
         if step.applies or found.mark or found.again is not None or hand.acts:
             # Seen only after the first writes, of which no watch tells anything that is new.
             return Result(requeue_after=0.0)
-        return Result(requeue_after=step.requeue_after)
+        return Result(
+            requeue_after=min((each for each in (step.requeue_after, later) if each is not None), default=None)
+        )
 
     def _picture(self, service: TokenService, memo: _Memo) -> _Picture:
         namespace, name = service.metadata.namespace, service.metadata.name
@@ -523,8 +530,12 @@ class Reconciler:
         kept = [entry for entry in entries if (entry["manager"], entry["operation"]) != (names.OPERATOR, "Update")]
         return await self._client.patch(resource, *key, {"metadata": {"managedFields": kept}})
 
-    async def _write_status(self, key: Key, service: TokenService, step: Plan) -> None:
+    async def _write_status(self, key: Key, service: TokenService, step: Plan) -> float | None:
+        """Returns seconds after which to look again, if the status is to be written later."""
         if step.status is not None:
+            left = self._counts_wait(key, service, step.status)
+            if left:
+                return left
             patch = status_patch(service.status, step.status)
             try:
                 body = await self._client.patch_status(TOKENSERVICES, *key, patch)
@@ -532,11 +543,22 @@ class Reconciler:
                 if not error.is_not_found:
                     raise
                 self._store.remove(key)
-                return
+                return None
             self._store.observe(read(body))
+            self._written[key] = self._now()
             if step.status.warm_replicas != service.status.warm_replicas:
                 self._warm.changed(service)
         self._tell(key, service, step.events)
+        return None
+
+    def _counts_wait(self, key: Key, service: TokenService, status: TokenServiceStatus) -> float:
+        """Seconds for which a status is not written in which only numbers changed: of a pod that goes from a pool to
+        the Deployment they change half a dozen times.
+        """
+        written = self._written.get(key)
+        if written is None or service.pool_name is None or not _only_counts(service.status, status):
+            return 0.0
+        return max(0.0, COUNTS_SECONDS - (self._now() - written).total_seconds())
 
     def _tell(self, key: Key, service: TokenService, events: Iterable[Event]) -> None:
         about = ObjectRef(names.API_VERSION, TOKENSERVICES.kind, *key, uid=service.metadata.uid)
@@ -555,6 +577,17 @@ def _asks(service: TokenService) -> tuple[str, int, str, str | None]:
 def _lost(apply: Apply) -> bool:
     """Whether it is about something that was as it should be before."""
     return apply.child != "revision" and apply.why != "changed"
+
+
+def _only_counts(before: TokenServiceStatus, after: TokenServiceStatus) -> bool:
+    """Whether nothing changed but numbers, and the words that have them in it."""
+
+    def rest(status: TokenServiceStatus) -> TokenServiceStatus:
+        conditions = tuple(msgspec.structs.replace(each, message="") for each in status.conditions)
+        counts = dict.fromkeys(("replicas", "ready_replicas", "updated_replicas", "warm_replicas"), 0)
+        return msgspec.structs.replace(status, conditions=conditions, last_start=None, **counts)
+
+    return rest(before) == rest(after)
 
 
 def _serves(pod: Pod) -> bool:

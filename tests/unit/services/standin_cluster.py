@@ -20,7 +20,7 @@ from tokenservice.kube.client import MERGE, STRATEGIC, Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
 from tokenservice.pods.source import SchemaSource
-from tokenservice.services.controller import PULLS, Caches, Reconciler
+from tokenservice.services.controller import COUNTS_SECONDS, PULLS, Caches, Reconciler
 from tokenservice.services.store import Store
 from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Answer, restarts
@@ -214,13 +214,20 @@ class Cluster:
         self.writes.clear()
         asked = self.asked
         result = await self.reconciler.reconcile(KEY)
-        while result.requeue_after == 0.0 or self.asked != asked:
+        while self._soon(result.requeue_after) or self.asked != asked:
             asked = self.asked
             result = await self.reconciler.reconcile(KEY)
         done, self.writes = self.writes, []
         await self.reconciler.reconcile(KEY)
         assert self.writes == [], "a second look writes nothing"
         return done
+
+    def _soon(self, seconds: float | None) -> bool:
+        """Whether to look again at once; where there are claims, numbers are written a moment later, which passes."""
+        if seconds and self.service.pool_name and seconds <= COUNTS_SECONDS:
+            self.now += timedelta(seconds=seconds)
+            return True
+        return seconds == 0.0
 
     async def live(
         self, steps: Iterable[Callable[[], None]], crash_at: int | None, check: Callable[[], None] = lambda: None
