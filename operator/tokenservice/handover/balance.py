@@ -76,6 +76,7 @@ class Balance:
         settle: claimed pods that can become the Deployment's now, as far as its ReplicaSet has room.
         missed: pods that were to be warm, and for which none waits.
         short: of those, the ones that are not there at all, since nothing but a warm pod will do.
+        begins: claims that begin to settle with this step.
         wait: seconds until a claim can settle; None if none is waiting for time.
 
     """
@@ -86,11 +87,19 @@ class Balance:
     settle: tuple[Claim, ...] = ()
     missed: int = 0
     short: int = 0
+    begins: int = 0
     wait: float | None = None
 
 
-def balance(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
-    """The next step. warm: at most so many pods that can be taken now; asked only where some are needed."""
+def balance(state: State, warm: Callable[[int], tuple[Pod, ...]], turn: Callable[[], float] = lambda: 0.0) -> Balance:
+    """The next step.
+
+    Args:
+        state: what is.
+        warm: at most so many pods that can be taken now; asked only where some are needed.
+        turn: seconds until claims may settle, of which many would at once; asked only where some would.
+
+    """
     if not state.steady:
         return _amid(state, warm)
     deployed = min(state.deployed, state.replicas)
@@ -110,6 +119,9 @@ def balance(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
     take = _taken(state, warm, wanted)
     short = max(0, missing - len(take))
     due = [claim for claim in stand_in if claim.serves and _due_at(state, claim) <= state.now]
+    later = turn() if due and not state.hurry else 0.0
+    if later:
+        due = []
     begun = 0 if state.policy == "Required" else short
     after = deployed + begun + len(due)
     still = after == state.deployed and state.observed
@@ -120,7 +132,8 @@ def balance(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
         settle=_settling(state, kept) if still else (),
         missed=wanted - len(take) if state.policy != "Never" else 0,
         short=short - begun,
-        wait=_wait(state, (*stand_in, *kept)),
+        begins=len(due),
+        wait=min((each for each in (_wait(state, (*stand_in, *kept)), later or None) if each), default=None),
     )
 
 
@@ -168,11 +181,12 @@ def _wait(state: State, claims: Sequence[Claim]) -> float | None:
     return min(left, default=None)
 
 
-def held_for(claims: Sequence[Claim], now: datetime) -> float | None:
+def held_for(claims: Sequence[Claim], asked: datetime | None, now: datetime) -> float | None:
     """For how many seconds more another revision is to wait until claims of the one that runs have settled.
 
     None if it need not. Only those that serve are waited for: the others are dropped, and nobody misses them.
+    asked: when the other revision was asked for; None for just now.
     """
-    since = [claim.served for claim in claims if claim.serves and claim.served]
-    left = HOLD_SECONDS - (now - max(since)).total_seconds() if since else 0.0
+    served = [claim.served for claim in claims if claim.serves and claim.served]
+    left = HOLD_SECONDS - (now - max(*served, asked or now)).total_seconds() if served else 0.0
     return left if left > 0 else None

@@ -242,6 +242,7 @@ class Reconciler:
                 break
             elif apply.child == "deployment":
                 self._tell(key, service, pull_events(found))
+                self._warm.began(key, hand)
         wrote = await self._pull(key, found, memo) or wrote
         wrote = await self._go_cold(key, found, hand) or wrote
         wrote = await self._warm.hand_over(service, snapshot, found, hand) or wrote

@@ -397,7 +397,7 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
     if not found.verified and _halfway(snapshot):
         return replace(found, target=current, hold=_unproven(found), waits=True)
     settle = [claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)]
-    if wait := held_for(settle, snapshot.now):
+    if wait := held_for(settle, update.since, snapshot.now):
         return replace(found, target=current, hold=_unproven(found), hurry=True, requeue_after=wait)
     if found.verified:
         return replace(found, target=update)

@@ -21,6 +21,7 @@ from tokenservice.handover.claim import POOL, Claim, Taker
 from tokenservice.handover.effects import Effects
 from tokenservice.handover.shape import PodSpec, shape
 from tokenservice.handover.tally import Tally
+from tokenservice.handover.turns import Turns
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client
 from tokenservice.nodes.fit import lost, unfit
@@ -32,6 +33,9 @@ from tokenservice.services.snapshot import Snapshot
 from tokenservice.services.store import Key
 from tokenservice.services.warm import Hand, Pooled
 
+SETTLES_PER_SECOND = 5.0
+"""TokenServices whose claims begin to settle in a second. It costs the cluster ten writes each, for which nobody waits;
+claims, for which somebody does, go first."""
 JUST_SECONDS = 600.0
 """For so long a start counts as one that has just been: before, an operator that begins knows nothing of it."""
 
@@ -132,6 +136,7 @@ class WarmPods:
         self._known: dict[Key, _Known] = {}
         self._waiting: dict[Key, set[Key]] = {}
         """WarmPool -> the TokenServices that would take another of its pods."""
+        self._turns: Turns[Key] = Turns(SETTLES_PER_SECOND)
         self._starts: dict[str, LastStart] = {}
         """Of pods that were put into a Service, by uid."""
 
@@ -144,7 +149,8 @@ class WarmPods:
     def hand(self, snapshot: Snapshot, found: Step) -> Hand:
         """What is to be done about pods of the pool."""
         service, target = snapshot.service, found.target
-        known = self._known.setdefault((service.metadata.namespace, service.metadata.name), _Known())
+        key = service.metadata.namespace, service.metadata.name
+        known = self._known.setdefault(key, _Known())
         pooled = self._pooled(service)
         return warm.hand(
             snapshot,
@@ -154,6 +160,7 @@ class WarmPods:
             lost=self._lost,
             warm=lambda count: self._takeable(pooled, target, known, count),
             fits=_fits(snapshot, pooled, target, known) if pooled else None,
+            turn=lambda: self._turns.wait(key, snapshot.now),
         )
 
     def _pooled(self, service: TokenService) -> Pooled | None:
@@ -258,6 +265,11 @@ class WarmPods:
             self._metrics.pool_misses(hand.miss, more)
             self._tally.add(pool, misses=more)
 
+    def began(self, key: Key, hand: Hand) -> None:
+        """The Deployment is asked for as many as the hand says."""
+        if hand.balance.begins:
+            self._turns.done(key)
+
     def waiting_for(self, pool: Key) -> tuple[Key, ...]:
         """The TokenServices that would take another pod of the WarmPool."""
         return tuple(self._waiting.get(pool, ()))
@@ -270,6 +282,7 @@ class WarmPods:
     def gone(self, key: Key) -> None:
         """A TokenService is gone."""
         self._known.pop(key, None)
+        self._turns.done(key)
         self._forget_waiting(key, but=None)
 
     def forget(self, uid: str) -> None:

@@ -141,6 +141,7 @@ def hand(
     lost: Callable[[str], bool],
     warm: Callable[[int], tuple[Pod, ...]],
     fits: Verdict | None,
+    turn: Callable[[], float] = lambda: 0.0,
 ) -> Hand:
     """The next step.
 
@@ -152,6 +153,7 @@ def hand(
         lost: whether a node does not answer.
         warm: at most so many pods of the pool that can be taken now.
         fits: whether pods of the pool are of the right shape; None without a pool.
+        turn: seconds until claims may settle.
 
     """
     service, target = snapshot.service, found.target
@@ -182,7 +184,7 @@ def hand(
         hurry=found.hurry,
         now=snapshot.now,
     )
-    done = balance(state, warm)
+    done = balance(state, warm, turn)
     waits = [done.wait]
     if until and done.missed:
         waits.append((until - snapshot.now).total_seconds())

@@ -212,11 +212,23 @@ def test_in_a_rollout_without_a_warm_pod(policy: str, missed: int) -> None:
 
 
 def test_another_revision_waits_for_those_that_serve() -> None:
-    assert held_for((), NOW) is None
-    assert held_for([loads("a")], NOW) is None, "nobody misses it"
-    assert held_for([claim("a", at=9, served=9, ready=False)], NOW) is None
-    assert held_for([serves("a", 10), serves("b", 20), loads("c")], NOW) == HOLD_SECONDS - 10
-    assert held_for([serves("a", 10)], NOW + timedelta(seconds=HOLD_SECONDS)) is None, "no longer"
+    long_ago = NOW - timedelta(days=1)
+    assert held_for((), None, NOW) is None
+    assert held_for([loads("a")], None, NOW) is None, "nobody misses it"
+    assert held_for([claim("a", at=9, served=9, ready=False)], None, NOW) is None
+    assert held_for([serves("a", 10), serves("b", 20), loads("c")], long_ago, NOW) == HOLD_SECONDS - 10
+    assert held_for([serves("a", 10)], long_ago, NOW + timedelta(seconds=HOLD_SECONDS)) is None, "no longer"
+    assert held_for([serves("a", 1000)], NOW, NOW) == HOLD_SECONDS, "also for one that had no turn yet"
+    assert held_for([serves("a", 1000)], None, NOW) == HOLD_SECONDS, "the other revision is yet to be made"
+
+
+def test_claims_wait_for_their_turn_unless_another_revision_waits_for_them() -> None:
+    ready = state(2, 1, due("a"))
+    assert balance(ready, lambda _: (), lambda: 0.4) == Balance(1, wait=0.4)
+    begun = balance(ready, lambda _: (), lambda: 0.0)
+    assert (begun.deployed, begun.begins) == (2, 1)
+    hurried = balance(state(2, 1, due("a"), hurry=True), lambda _: (), lambda: 0.4)
+    assert (hurried.deployed, hurried.begins) == (2, 1)
 
 
 # -- whatever is

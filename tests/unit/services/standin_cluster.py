@@ -55,6 +55,8 @@ class Cluster:
         self.version = 0
         self.meanwhile: Callable[[], None] | None = None
         """What somebody else does while a Deployment is being applied."""
+        self.dated = False
+        """Whether what is applied has a time of its making."""
         self.crash_at: int | None = None
         """The operator dies with the answer to the write of that number on its way."""
         self.crash_early = False
@@ -295,6 +297,7 @@ class Cluster:
             **body["metadata"],
             "uid": f"uid of {resource.plural} {name}",
             "resourceVersion": self._next(),
+            **({"creationTimestamp": stamp(self.now)} if self.dated and not before else {}),
             "generation": generation,
             "managedFields": [
                 {"manager": "tokenservice-operator", "operation": "Apply", "fieldsV1": owned(body)},

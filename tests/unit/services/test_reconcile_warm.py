@@ -591,6 +591,7 @@ async def test_another_revision_while_claims_serve() -> None:
 
 async def test_another_revision_waits_no_longer_than_that_takes() -> None:
     cluster, kubernetes = await serving(1, warm=2)
+    cluster.dated = True
     scale(cluster, 2)
     await cluster.reconcile()
     kubernetes.loaded()
