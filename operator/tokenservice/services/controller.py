@@ -427,6 +427,8 @@ class Reconciler:
         live = self._observe(apply.child, body)
         if apply.child == "revision":
             return None
+        if apply.child == "pool":
+            self._warm.changed(key)  # the answer is known now, and the watch has nothing to tell that is newer
         # What we own right after our own apply is all there is to own: nothing is applied again before it changes.
         memo.checked[apply.child] = _state(live), applied_hash(apply.manifest)
         return None
@@ -547,8 +549,8 @@ class Reconciler:
                 return None
             self._store.observe(read(body))
             self._written[key] = self._now()
-            if step.status.warm_replicas != service.status.warm_replicas:
-                self._warm.changed(service)
+            if service.pool_name and step.status.warm_replicas != service.status.warm_replicas:
+                self._warm.changed((key[0], service.pool_name))
         self._tell(key, service, step.events)
         return None
 

@@ -274,10 +274,9 @@ class WarmPods:
         """The TokenServices that would take another pod of the WarmPool."""
         return tuple(self._waiting.get(pool, ()))
 
-    def changed(self, service: TokenService) -> None:
-        """How many pods a TokenService has claimed has changed."""
-        if service.pool_name:
-            self._tally.changed((service.metadata.namespace, service.pool_name))
+    def changed(self, pool: Key) -> None:
+        """A WarmPool was applied, or it has changed how many of its pods are claimed."""
+        self._tally.changed(pool)
 
     def gone(self, key: Key) -> None:
         """A TokenService is gone."""

@@ -71,11 +71,11 @@ class Cluster:
         self.caches = Caches(
             **caches,
             nodes=lambda: self.nodes,
-            warm_pools=cast("Any", Pools(self.pools)),
+            warm_pools=cast("Any", Pools(self)),
         )
         self.around = Around(
             caches["pods"],
-            cast("Any", Pools(self.pools)),
+            cast("Any", Pools(self)),
             spec=lambda _namespace, name: self.pool_specs.get(name),
             node=lambda name: next((node for node in self.nodes if node.metadata.name == name), NODE),
         )
@@ -469,13 +469,20 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
 
 
 class Pools:
-    """The WarmPools that a test has made."""
+    """The WarmPools that a test has made, and those that were applied."""
 
-    def __init__(self, pools: Mapping[str, WarmPool]) -> None:
-        self._pools = pools
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
 
     def get(self, _namespace: str, name: str) -> WarmPool | None:
-        return self._pools.get(name)
+        raw = self._cluster.objects.get(("warmpools", name))
+        return self._cluster.pools.get(name) or (self.decode(msgspec.json.encode(raw)) if raw else None)
+
+    def decode(self, data: bytes) -> WarmPool:
+        return msgspec.json.decode(data, type=WarmPool)
+
+    def observe(self, pool: WarmPool) -> None:
+        """It is there already."""
 
 
 def owned(body: Mapping[str, Any]) -> dict[str, Any]:
