@@ -191,8 +191,8 @@ def a_claim(plane: Plane) -> None:
                 found = api.list("Pod", "team-a", labelSelector="tokenservice.dev/deployment=warmed")
                 assert len(found) == 1
                 metadata = found[0]["metadata"]
-                assert [owner["kind"] for owner in metadata["ownerReferences"]] == ["ReplicaSet"]
-                return "controller.kubernetes.io/pod-deletion-cost" not in metadata["annotations"]
+                assert [owner["kind"] for owner in metadata.get("ownerReferences", [])] == ["ReplicaSet"]
+                return "controller.kubernetes.io/pod-deletion-cost" not in metadata.get("annotations", {})
 
             eventually(settled, "it is the Deployment's", seconds=60)
             api.patch("TokenService", "team-a", "warmed", {"spec": {"warmPool": None}})
