@@ -63,7 +63,7 @@ class Life:
         assert len(serving) == replicas
         for pod in serving:
             metadata = pod["metadata"]
-            assert [owner["kind"] for owner in metadata["ownerReferences"]] == ["ReplicaSet"], metadata
+            assert [owner["kind"] for owner in metadata.get("ownerReferences", [])] == ["ReplicaSet"], metadata
             assert COST not in metadata.get("annotations", {}), metadata
             assert "tokenservice.dev/claim" not in metadata["labels"], metadata
         assert len(self.pods()) == replicas + WARM, [pod["metadata"]["name"] for pod in self.pods()]

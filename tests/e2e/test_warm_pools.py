@@ -68,7 +68,7 @@ class Team:
             assert len(pods) == replicas
             for pod in pods:
                 metadata = pod["metadata"]
-                assert [owner["kind"] for owner in metadata["ownerReferences"]] == ["ReplicaSet"]
+                assert [owner["kind"] for owner in metadata.get("ownerReferences", [])] == ["ReplicaSet"]
                 assert COST not in metadata.get("annotations", {})
             return pods
 
