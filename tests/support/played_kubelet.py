@@ -26,6 +26,7 @@ ASSIGN_PORT = 8001
 SLOW_SECONDS = 12.0
 """After which a pod with a `slow` image starts: longer than a claimed one takes to settle."""
 POOL = "tokenservice.dev/pool"
+START = b'{"status": "ready", "start": {"stages": {"process": 0.1, "imports": 0.5, "total": 0.6}, "warm": false}}'
 CRASH_MESSAGE = "ImportError: cannot import name 'played'"
 PRE_PULL = "tokenservice.dev/pre-pull"
 HEARTBEAT_SECONDS = 5.0
@@ -33,9 +34,11 @@ HEARTBEAT_SECONDS = 5.0
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/verifyz" else 404)
-        self.send_header("Content-Length", "0")
+        answer = START if self.path == "/readyz" else b""
+        self.send_response(200 if self.path in ("/verifyz", "/readyz") else 404)
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
+        self.wfile.write(answer)
 
     def do_PUT(self) -> None:
         """An assignment, in the place of the pod that it is for; which one that is, the token alone tells."""

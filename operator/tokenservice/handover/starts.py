@@ -43,7 +43,7 @@ def cold(pod: Pod, told: Mapping[str, float], pulled: float) -> LastStart | None
 
     Args:
         pod: the pod.
-        told: stage -> seconds, from its server; empty if that says nothing.
+        told: stage -> seconds, from its server.
         pulled: seconds that its images took to come; 0 if they were there.
 
     """

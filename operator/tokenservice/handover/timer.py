@@ -17,6 +17,7 @@ from tokenservice.kube.errors import ApiError, Unreachable
 
 EVENTS = Resource("", "v1", "events", "Event")
 
+CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
 _AT_ONCE = 16
 _BODY_BYTES = 4096
@@ -76,9 +77,12 @@ class Timer:
     async def _find(self, pod: Pod) -> None:
         uid = pod.metadata.uid
         try:
+            found = None
             async with self._at_once:
-                pulled = await self._pulled(pod) if starts.may_have_pulled(pod) else 0.0
-                found = starts.cold(pod, await self._told(pod), pulled)
+                # Without the server's word there is little to tell, and who cannot be reached has none.
+                if told := await self._told(pod):
+                    pulled = await self._pulled(pod) if starts.may_have_pulled(pod) else 0.0
+                    found = starts.cold(pod, told, pulled)
             self._timed[uid] = found
         finally:
             if self._tasks.get(uid) is asyncio.current_task():
@@ -96,7 +100,7 @@ class Timer:
 
     async def _told(self, pod: Pod) -> dict[str, float]:
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+            timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=CONNECT_SECONDS)
             self._session = aiohttp.ClientSession(timeout=timeout, trust_env=False)
         address = pod.status.pod_ip
         host = f"[{address}]" if ":" in address else address
