@@ -1,7 +1,8 @@
 """`make demo`: from nothing to tokens on the terminal, by the steps that a user would take.
 
 Cluster, images, helm install, kubectl apply of a TokenService with its conda environment, the environment's way to an
-image, Ready, tokens, and what there is to look at. Each step can be repeated: the second time it finds its work done.
+image, Ready, tokens, one more replica cold and warm, and what there is to look at. Each step can be repeated: the
+second time it finds its work done.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tools import demo_starts
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
@@ -358,15 +361,41 @@ def demo(arguments: argparse.Namespace) -> None:
         print(cluster.kubectl("get", "tsvc", name, "--namespace", NAMESPACE))
         edit(cluster, name, [*dependencies, "wheel"])
         wait(cluster, name, pod_news(cluster), rolled_out)
+    if tiny:
+        show_starts(cluster, steps, name)
     print("\n=== the operator's log")
     selector = "app.kubernetes.io/name=tokenservice-operator"
     lines = cluster.kubectl("logs", "--namespace", OPERATOR_NAMESPACE, "--selector", selector, "--tail", "8")
     print("\n".join(sorted(lines.splitlines())[-8:]))  # of both replicas; each line begins with its time
     print()
-    print("=== kubectl get tsvc,cenv,deploy,svc,pdb,pods")
-    print(cluster.kubectl("get", "tsvc,cenv,deploy,svc,pdb,pods", "--namespace", NAMESPACE))
+    print("=== kubectl get tsvc,cenv,twp,deploy,svc,pdb,pods")
+    print(cluster.kubectl("get", "tsvc,cenv,twp,deploy,svc,pdb,pods", "--namespace", NAMESPACE))
     print(cluster.kubectl("events", "--namespace", NAMESPACE, "--for", f"tokenservice/{name}"))
     how_to_go_on(cluster, name, local=local, seconds=steps.seconds)
+
+
+def show_starts(cluster: Cluster, steps: Steps, name: str) -> None:
+    """One more replica, cold and out of a warm pool, side by side."""
+
+    def kubectl(*arguments: str) -> str:
+        return cluster.kubectl(*arguments, "--namespace", NAMESPACE)
+
+    with steps.step("one more replica, cold: kubectl scale"):
+        demo_starts.scale(kubectl, name, 2)
+        cold = demo_starts.started(kubectl, name, 2, "Cold", "Prepulled")
+        demo_starts.scale(kubectl, name, 1)
+    with steps.step("a warm pool of its own, of one pod: spec.warmPool"):
+        patch = json.dumps({"spec": {"warmPool": {"replicas": 1}}})
+        print("    " + kubectl("patch", "tsvc", name, "--type", "merge", "--patch", patch).strip())
+        full = demo_starts.filled(kubectl, name)
+        print(kubectl("get", "twp"))
+    with steps.step("one more replica, warm: kubectl scale"):
+        demo_starts.scale(kubectl, name, 2)
+        warm = demo_starts.started(kubectl, name, 2, "Warm")
+        if not (cold and full and warm):
+            raise DemoError(f"no replica came that way; see `kubectl describe tsvc,twp {name} -n {NAMESPACE}`")
+        print("    where the seconds went (status.lastStart):\n")
+        print(demo_starts.side_by_side(cold, warm))
 
 
 def how_to_go_on(cluster: Cluster, name: str, *, local: bool, seconds: float) -> None:

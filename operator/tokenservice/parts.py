@@ -24,6 +24,7 @@ from tokenservice.environments.store import Store as EnvironmentStore
 from tokenservice.handover.assigner import Assigner
 from tokenservice.handover.claim import CLAIMS, POOL
 from tokenservice.handover.effects import PODS, WARMPOOLS
+from tokenservice.handover.tally import Tally
 from tokenservice.handover.timer import Timer
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError, Unreachable
@@ -99,12 +100,17 @@ class Parts:
                 CONDAENVIRONMENTS, CondaEnvironment, self.environment_told, None, selector=None, namespace=namespace
             )
         self._pools = Namespaced(options.namespaces, self._pool_informer)
+        for warm_pods in (True, False):
+            metrics.pool_pods.labels(str(warm_pods)).set_function(
+                lambda warm_pods=warm_pods: self._pool_pods(warm=warm_pods)
+            )
         self._waiting = Waiting()
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
         self._assigner = Assigner(
             key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata)), clock=time.monotonic
         )
         self._timer = Timer(client, on_timed=self._timed)
+        tally = Tally(lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS))
         caches, nodes = self._caches(), self._nodes()
         warm = pools.Reconciler(
             client,
@@ -115,12 +121,14 @@ class Parts:
                 nodes.all if nodes else tuple,
                 waiting=self._waiting.in_namespace,
                 pools_in=self._pools_of_namespace,
+                claimed=self._claimed,
             ),
             self.schemas,
             recorder,
             key=key,
             now=_now,
             on_made=self._ask_users,
+            tally=tally,
             nonce=lambda: secrets.token_hex(8),
         )
         services = self._reconciler = Reconciler(
@@ -140,7 +148,7 @@ class Parts:
             asker=self._asker,
             assigner=self._assigner,
             timer=self._timer,
-            on_claim=lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS),
+            tally=tally,
             metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
@@ -260,6 +268,16 @@ class Parts:
         self._pool_queue.add((metadata.namespace, metadata.name))
         if old is None or new is None:
             self._ask_users((metadata.namespace, metadata.name))
+
+    def _claimed(self, namespace: str, name: str) -> int:
+        """How many pods TokenServices have taken from a WarmPool that have not settled, as far as they say."""
+        takers = (self.services.get(key) for key in self.services.takers_of(namespace, name))
+        return sum(taker.status.warm_replicas for taker in takers if taker)
+
+    def _pool_pods(self, *, warm: bool) -> int:
+        statuses = [pool.status for pool in self._pools.all()]
+        ready = sum(status.ready_replicas for status in statuses)
+        return ready if warm else sum(status.replicas for status in statuses) - ready
 
     def _ask_users(self, pool: Key) -> None:
         """Asks the TokenServices that take pods from a WarmPool."""

@@ -26,11 +26,10 @@ from tests.support.wait import eventually
 
 Right = tuple[str, str, str]
 
-# Asked for by an admission plugin that is off by default, not by a request of its own; and when a Job gets no pod.
+# Asked for by an admission plugin that is off by default, not by a request of its own.
 NOT_IN_REQUESTS: set[Right] = {
     ("tokenservice.dev", "tokenservices/finalizers", "update"),
     ("tokenservice.dev", "warmpools/finalizers", "update"),
-    ("", "events", "list"),
 }
 
 
@@ -173,6 +172,34 @@ def a_pool(plane: Plane) -> None:
     eventually(lambda: not plane.kubectl(*pods), "it is gone")
 
 
+def a_claim(plane: Plane) -> None:
+    """A replica out of a pool of the service's own, which becomes the Deployment's; then no pool is asked for."""
+    api = Api(plane.cluster.kubeconfig)
+    try:
+        with played(api):
+            template = {"spec": {"tolerations": [TOLERATION]}}
+            spec: dict[str, Any] = {"template": template, "warmPool": {"replicas": 1}, "replicas": 0}
+            api.apply("team-a", token_service("warmed", "example.com/slow", **spec))
+
+            def warm() -> int:
+                return int((api.get("WarmPool", "team-a", "warmed") or {}).get("status", {}).get("readyReplicas", 0))
+
+            eventually(lambda: warm() == 1, "a pod is warm", seconds=60)
+            api.patch("TokenService", "team-a", "warmed", {"spec": {"replicas": 1}})
+
+            def settled() -> bool:
+                (pod,) = api.list("Pod", "team-a", labelSelector="tokenservice.dev/deployment=warmed")
+                metadata = pod["metadata"]
+                assert [owner["kind"] for owner in metadata["ownerReferences"]] == ["ReplicaSet"]
+                return "controller.kubernetes.io/pod-deletion-cost" not in metadata["annotations"]
+
+            eventually(settled, "it is the Deployment's", seconds=60)
+            api.patch("TokenService", "team-a", "warmed", {"spec": {"warmPool": None}})
+            eventually(lambda: api.get("WarmPool", "team-a", "warmed") is None, "the pool is gone")
+    finally:
+        api.close()
+
+
 def a_rollout(plane: Plane) -> None:
     """A revision that is good; then another image, which is brought to the node first; then more than are kept."""
     api = Api(plane.cluster.kubeconfig)
@@ -233,6 +260,7 @@ def test_every_right_is_used_and_none_is_missing(plane: Plane, tmp_path: Path) -
         an_environment_comes_and_goes(plane)
         a_rollout(plane)
         a_pool(plane)
+        a_claim(plane)
 
     log = [json.loads(line) for line in (plane.state / "audit.log").read_text().splitlines()]
     events = [event for event in log if event["user"]["username"] == ACCOUNT]

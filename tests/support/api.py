@@ -29,6 +29,7 @@ KINDS = {
     "PersistentVolume": ("/api/v1", "persistentvolumes"),
     "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims"),
     "RuntimeClass": ("/apis/node.k8s.io/v1", "runtimeclasses"),
+    "EndpointSlice": ("/apis/discovery.k8s.io/v1", "endpointslices"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
     "HorizontalPodAutoscaler": ("/apis/autoscaling/v2", "horizontalpodautoscalers"),
     "ResourceQuota": ("/api/v1", "resourcequotas"),

@@ -83,7 +83,7 @@ def _make_node(api: Api) -> None:
 
 def _beat(api: Api, over: threading.Event) -> None:
     while not over.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(RefusedError):
+        with contextlib.suppress(RefusedError, httpx.HTTPError):
             _ready(api)
 
 
@@ -93,16 +93,31 @@ def _ready(api: Api) -> None:
 
 
 def _watch(api: Api, over: threading.Event) -> None:
-    # Ends with the API server.
-    with contextlib.suppress(httpx.HTTPError):
-        for event in api.watch("Pod"):
-            pod = event["object"]
-            if event["type"] != "DELETED" and pod["spec"].get("nodeName") == NODE:
-                if _slow(pod):
-                    threading.Thread(target=_play_late, args=(api, pod, over), daemon=True).start()
-                    continue
-                with contextlib.suppress(RefusedError):  # it is gone meanwhile
-                    _play(api, pod)
+    """Until it is over, with another watch where one ends: on a busy machine an answer may be late."""
+    while not over.is_set():
+        with contextlib.suppress(httpx.HTTPError):
+            for event in api.watch("Pod"):
+                pod = event["object"]
+                if event["type"] != "DELETED" and pod["spec"].get("nodeName") == NODE:
+                    if _slow(pod):
+                        threading.Thread(target=_play_late, args=(api, pod, over), daemon=True).start()
+                    else:
+                        _insist(api, pod, over)
+        over.wait(0.5)
+
+
+def _insist(api: Api, pod: Object, over: threading.Event) -> None:
+    """Plays the pod; again and again where the API server has too much to do, until the pod is gone."""
+    while not over.is_set():
+        try:
+            return _play(api, pod)
+        except RefusedError as error:
+            if error.code in (404, 409):
+                return None
+        except httpx.HTTPError:
+            pass
+        over.wait(0.5)
+    return None
 
 
 def _slow(pod: Object) -> bool:
@@ -113,8 +128,7 @@ def _slow(pod: Object) -> bool:
 
 def _play_late(api: Api, pod: Object, over: threading.Event) -> None:
     if not over.wait(SLOW_SECONDS):
-        with contextlib.suppress(RefusedError, httpx.HTTPError):
-            _play(api, pod)
+        _insist(api, pod, over)
 
 
 def _play(api: Api, pod: Object) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import json
 import re
 import types
 import typing
@@ -9,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 import yaml
+from tokenservice import protocol
 from tokenservice.api import conditions, jobs, names
 from tokenservice.api.environments import CondaEnvironment, CondaEnvironmentSpec
 from tokenservice.api.pools import WarmPool
@@ -225,6 +229,34 @@ def test_there_are_reasons() -> None:
 def test_every_reason_has_a_section_in_the_troubleshooting_guide(reason: str) -> None:
     headings = re.findall(r"^#{2,3} (.+)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert any(reason in re.split(r"[ ,]+", heading) for heading in headings)
+
+
+READY: dict[str, Any] = json.loads((importlib.resources.files(protocol) / "readyz.schema.json").read_text())
+STAGES: dict[str, Any] = READY["properties"]["start"]["properties"]["stages"]["properties"]
+
+
+def test_the_stages_of_a_start_are_those_of_the_schema_and_the_documentation() -> None:
+    text = (ROOT / "docs" / "token-server.md").read_text()
+    section = text.split("### What a start cost\n", 1)[1].split("\n## ", 1)[0]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == protocol.START_STAGES == tuple(STAGES)
+    example = next(line for line in section.splitlines() if line.startswith("    {"))
+    jsonschema.validate(json.loads(example), READY)
+
+
+@pytest.mark.parametrize(
+    ("body", "fits"),
+    [
+        ({"status": "ready"}, True),  # a server of the user's own
+        ({"status": "ready", "start": {"stages": {}, "warm": True}}, True),
+        ({"status": "warm"}, False),
+        ({"status": "ready", "start": {"stages": {}}}, False),
+        ({"status": "ready", "start": {"stages": {"total": -1}, "warm": False}}, False),
+        ({"status": "ready", "start": {"stages": {"coffee": 1}, "warm": False}}, False),
+    ],
+)
+def test_what_readyz_may_say(body: dict[str, Any], fits: bool) -> None:
+    jsonschema.Draft202012Validator.check_schema(READY)
+    assert jsonschema.Draft202012Validator(READY).is_valid(body) is fits
 
 
 def test_the_reference_is_up_to_date() -> None:

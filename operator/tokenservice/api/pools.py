@@ -34,6 +34,9 @@ class WarmPoolStatus(Struct, frozen=True, kw_only=True, omit_defaults=False):
     replicas: int = 0
     ready_replicas: int = 0
     updated_replicas: int = 0
+    claimed: int = 0
+    hits: int = 0
+    misses: int = 0
     environment: EnvironmentStatus | None = None
     failures: tuple[Failure, ...] = ()
     conditions: tuple[Condition, ...] = ()

@@ -59,8 +59,8 @@ class Effects:
         """A pod is gone."""
         self._stale.pop(uid, None)
 
-    async def claim(self, taker: Taker, pods: Sequence[Pod], revision: str, pool: str) -> int:
-        """Takes the pods out of their pool, side by side. Returns how many it got: others may have been faster."""
+    async def claim(self, taker: Taker, pods: Sequence[Pod], revision: str, pool: str) -> tuple[Pod, ...]:
+        """Takes the pods out of their pool, side by side. Returns those that it got: others may have been faster."""
 
         async def one(pod: Pod) -> bool:
             uid = pod.metadata.uid
@@ -83,7 +83,7 @@ class Effects:
         for each in found:
             if isinstance(each, BaseException):
                 raise each
-        return sum(1 for each in found if each is True)
+        return tuple(pod for pod, got in zip(pods, found, strict=True) if got)
 
     async def serve(self, claim: Claim, template: Mapping[str, Any], stages: Mapping[str, float]) -> datetime | None:
         """Puts the pod into its Service. Returns when; None if it is gone."""

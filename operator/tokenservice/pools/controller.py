@@ -19,6 +19,7 @@ from tokenservice.handover import tokens
 from tokenservice.handover.claim import POOL, is_member
 from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.handover.shape import PodSpec
+from tokenservice.handover.tally import Count, Tally
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError, Unreachable
@@ -43,6 +44,7 @@ AT_ONCE = 16
 """Pods of one pool that are made or deleted at the same time: others want the API server, too."""
 PASSING_SECONDS = 1.0
 """After which anything that happens makes a pool try again what the API server refused."""
+COUNTS = ("replicas", "ready_replicas", "updated_replicas", "claimed", "hits", "misses")
 COUNTS_SECONDS = 1.0
 """Between two writes of a status in which only numbers changed: in a burst of claims they change all the time."""
 
@@ -75,6 +77,7 @@ class Caches:
         nodes: all nodes, none where they cannot be seen.
         waiting: pods of TokenServices of a namespace that are Unschedulable.
         pools_in: the WarmPools of a namespace.
+        claimed: how many pods of the WarmPool of that namespace and name were taken and have not settled.
 
     """
 
@@ -84,6 +87,7 @@ class Caches:
     nodes: Callable[[], Iterable[Node]] = tuple
     waiting: Callable[[str], tuple[Pod, ...]] = lambda _: ()
     pools_in: Callable[[str], Iterable[WarmPool]] = lambda _: ()
+    claimed: Callable[[str, str], int] = lambda _namespace, _name: 0
 
 
 @dataclass
@@ -118,6 +122,7 @@ class Reconciler:
         recorder: posts events.
         key: with which tokens are made, the same in every replica of the operator.
         now: the time.
+        tally: of what is taken from pools.
         on_made: is told of a pool whose pods are made from something else now.
         nonce: something that was never there before.
 
@@ -133,6 +138,7 @@ class Reconciler:
         key: bytes,
         now: Callable[[], datetime],
         on_made: Callable[[Key], None],
+        tally: Tally,
         nonce: Callable[[], str],
     ) -> None:
         self._client = client
@@ -143,6 +149,7 @@ class Reconciler:
         self._key_id = tokens.key_id(key)
         self._now = now
         self._on_made = on_made
+        self._tally = tally
         self._nonce = nonce
         self._memos: dict[Key, _Memo] = {}
         self._given: dict[str, Mapping[str, Given]] = {}
@@ -163,6 +170,7 @@ class Reconciler:
         pool = self._caches.pools.get(*key)
         if pool is None or pool.metadata.deletion_timestamp:
             self._memos.pop(key, None)
+            self._tally.forget(key)
             return Result()
         memo = await self._memo(key, pool)
         if memo.gone:
@@ -208,6 +216,8 @@ class Reconciler:
                 now=now,
                 holds=memo.holds,
                 around=self._around(namespace, name, nodes, unfit_nodes),
+                count=self._tally.of((namespace, name)),
+                claimed=self._caches.claimed(namespace, name),
             )
         )
         # Before anything is written: the other pools of the namespace are reconciled at the same time.
@@ -355,6 +365,7 @@ class Reconciler:
             left = COUNTS_SECONDS - (now - memo.written).total_seconds() if memo.written else 0.0
             if left > 0 and _only_counts(pool.status, step.status):
                 return min(left, COUNTS_SECONDS)
+            hits, misses = step.status.hits - pool.status.hits, step.status.misses - pool.status.misses
             patch = status_patch(pool.status, step.status)
             try:
                 body = await self._client.patch_status(WARMPOOLS, *key, patch)
@@ -364,6 +375,7 @@ class Reconciler:
                 memo.gone = True
                 return None
             self._caches.pools.observe(self._caches.pools.decode(body))
+            self._tally.written(key, Count(hits, misses))
             memo.written = now
         about = ObjectRef(names.API_VERSION, WARMPOOLS.kind, *key, uid=pool.metadata.uid)
         for event in step.events:
@@ -410,6 +422,6 @@ def _only_counts(before: WarmPoolStatus, after: WarmPoolStatus) -> bool:
 
     def rest(status: WarmPoolStatus) -> WarmPoolStatus:
         conditions = tuple(msgspec.structs.replace(each, message="") for each in status.conditions)
-        return msgspec.structs.replace(status, replicas=0, ready_replicas=0, updated_replicas=0, conditions=conditions)
+        return msgspec.structs.replace(status, conditions=conditions, **dict.fromkeys(COUNTS, 0))
 
     return rest(before) == rest(after)

@@ -29,7 +29,7 @@ from tokenservice.pools.sizing import Gives, Member, worth
 from tokenservice.pools.waiting import words
 
 PATIENCE_SECONDS = 3.0
-"""For so long a pod must have waited for a node. One that a ReplicaSet begins, and in whose place a claimed pod settles,
+"""For so long a pod must have waited for a node. One that a ReplicaSet begins, in whose place a claimed pod settles,
 is gone within a second or two, and needs no room."""
 SETTLE_SECONDS = 30.0
 """After what was given is free, the scheduler tries the waiting pod within 10 s. Until it has had its say, a new pod of

@@ -10,6 +10,7 @@ from tokenservice.api.conditions import Verdict
 from tokenservice.api.meta import Pod
 from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import EnvironmentStatus
+from tokenservice.handover.tally import Count
 from tokenservice.pods.refusal import Refusal
 from tokenservice.pools.giving import Amounts, Around
 from tokenservice.pools.render import Rendered
@@ -33,6 +34,8 @@ class Snapshot:
         now: the time.
         holds: what each of the pool's pods requests.
         around: what else there is in the namespace.
+        count: hits and misses that are not in the status yet.
+        claimed: pods that were taken and have not settled.
 
     """
 
@@ -49,3 +52,5 @@ class Snapshot:
     now: datetime
     holds: Amounts = field(default_factory=dict)
     around: Around = field(default_factory=Around)
+    count: Count = field(default_factory=Count)
+    claimed: int = 0

@@ -1,5 +1,5 @@
-"""The contract between the operator and token_server: ports, paths, variables, what an assignment is. Tested from both
-sides; assignment.schema.json is its JSON Schema.
+"""The contract between the operator and token_server: ports, paths, variables, what an assignment is, what a start
+cost. Tested from both sides; assignment.schema.json and readyz.schema.json are the JSON Schemas.
 
 docs/token-server.md tells people who bring their own image what a container has to do.
 """
@@ -19,7 +19,16 @@ ASSIGN_PORT_NAME = "assign"
 HEALTHZ = "/healthz"
 """200 as soon as the process listens, which is before the model is loaded."""
 READYZ = "/readyz"
-"""200 while the model serves; 503 while it loads and from SIGTERM on."""
+"""200 while the model serves; 503 while it loads and from SIGTERM on. A warm server is ready without a model, too.
+
+While the model serves, `start` of the body tells what the start cost: readyz.schema.json. A server of the user's own
+may leave it out."""
+START_STAGES = ("process", "imports", "prepare", "weights", "warmup", "total")
+"""Keys of `start.stages`, values in seconds; only what has happened is there.
+
+`process` is from the start of the process to its listening, `prepare` a warm server's rehearsal. `total` is from
+listening to serving, and a warm server's from its assignment. `start.warm` says that the model came by an assignment in
+this life of the process: not if it was started with the model, or found an assignment from before a restart."""
 VERIFYZ = "/verifyz"
 """200 once the server has generated a token for itself, the way a request's are; asked without an API key."""
 METRICS = "/metrics"

@@ -27,6 +27,7 @@ START_STAGES = {
     "Warm": ("claim", "weights", "warmup"),
 }
 _START_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_AGE_SECONDS = (10, 30, 60, 300, 900, 3600, 4 * 3600, 24 * 3600, 7 * 24 * 3600)
 _STAGE_SECONDS = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -129,6 +130,17 @@ class Metrics:
             for stage in stages:
                 self.start_stages.labels(stage, path)
         self.hits = Counter("tokenservice_pool_hits_total", "Warm pods that were taken from pools.", registry=registry)
+        self.pool_age = Histogram(
+            "tokenservice_pool_age_seconds",
+            "How old pods were when they were taken from a pool.",
+            buckets=_AGE_SECONDS,
+            registry=registry,
+        )
+        self.pool_pods = Gauge(
+            "tokenservice_pool_pods", "Pods of pools, by whether they are warm.", ["warm"], registry=registry
+        )
+        for ready in ("True", "False"):
+            self.pool_pods.labels(ready)
         self.misses = Counter(
             "tokenservice_pool_misses_total",
             "Pods that a warm one was to be, and for which none waited, by reason.",
@@ -178,9 +190,10 @@ class Metrics:
         """A revision failed and gave way: what the TokenServices' reconciler reports."""
         self.rollbacks.inc()
 
-    def pool_hits(self, pods: int) -> None:
-        """Pods were claimed: what the TokenServices' reconciler reports."""
-        self.hits.inc(pods)
+    def pool_hit(self, age: float) -> None:
+        """A pod was taken from a pool, so many seconds old: what the TokenServices' reconciler reports."""
+        self.hits.inc()
+        self.pool_age.observe(age)
 
     def pool_misses(self, reason: str, pods: int) -> None:
         """No pods were there to be claimed: what the TokenServices' reconciler reports."""

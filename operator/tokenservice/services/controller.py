@@ -24,6 +24,7 @@ from tokenservice.handover.assignment import Document, document
 from tokenservice.handover.claim import CLAIMS, POOL, Taker
 from tokenservice.handover.effects import PODS, WARMPOOLS, Effects
 from tokenservice.handover.shape import PodSpec, shape
+from tokenservice.handover.tally import Tally
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
@@ -144,7 +145,7 @@ class ServiceMetrics(Protocol):
 
     def rolled_back(self) -> None: ...
 
-    def pool_hits(self, pods: int, /) -> None: ...
+    def pool_hit(self, age: float, /) -> None: ...
 
     def pool_misses(self, reason: str, pods: int, /) -> None: ...
 
@@ -228,7 +229,7 @@ class Reconciler:
         asker: Asks,
         assigner: Assigns,
         timer: Times,
-        on_claim: Callable[[Key], None],
+        tally: Tally,
         metrics: ServiceMetrics,
         cluster_domain: str,
         now: Callable[[], datetime],
@@ -243,7 +244,7 @@ class Reconciler:
         self._timer = timer
         self._warm_starts: dict[str, LastStart] = {}
         """Of pods that were put into a Service, by uid."""
-        self._on_claim = on_claim
+        self._tally = tally
         self._effects = Effects(client, caches.pods, now)
         self._waiting: dict[Key, set[Key]] = {}
         """WarmPool -> the TokenServices that would take another of its pods."""
@@ -305,9 +306,7 @@ class Reconciler:
             snapshot, found, hand, step = picture.snapshot, picture.found, picture.hand, picture.plan
             self._assign(key, service, found, hand)
         self._wait_for(key, service, waits=hand.waits)
-        if hand.balance.missed > memo.missed:
-            self._metrics.pool_misses(hand.miss, hand.balance.missed - memo.missed)
-        memo.missed = hand.balance.missed
+        self._count_misses(service, hand, memo)
         for pod in found.ask:
             self._asker.ask(pod)
         self._time_starts(service, snapshot.pods)
@@ -441,10 +440,10 @@ class Reconciler:
             if not take or pool is None or service.metadata.deletion_timestamp:
                 break
             taker = Taker(*key, uid=service.metadata.uid)
-            got = await self._effects.claim(taker, take, picture.hand.revision, pool)
-            if got:
-                self._metrics.pool_hits(got)
-                self._on_claim((key[0], pool))
+            for pod in await self._effects.claim(taker, take, picture.hand.revision, pool):
+                made = time_of(pod.metadata.creation_timestamp) or self._now()
+                self._metrics.pool_hit((self._now() - made).total_seconds())
+                self._tally.add((key[0], pool), hits=1)
             picture = self._picture(service, memo)
         return picture
 
@@ -507,6 +506,14 @@ class Reconciler:
                     del self._waiting[known]
         if pool:
             self._waiting.setdefault(pool, set()).add(key)
+
+    def _count_misses(self, service: TokenService, hand: Hand, memo: _Memo) -> None:
+        """Each pod once for which no warm one waited, as often as the step is repeated."""
+        more = hand.balance.missed - memo.missed
+        memo.missed = hand.balance.missed
+        if more > 0 and service.pool_name:
+            self._metrics.pool_misses(hand.miss, more)
+            self._tally.add((service.metadata.namespace, service.pool_name), misses=more)
 
     def waiting_for(self, pool: Key) -> tuple[Key, ...]:
         """The TokenServices that would take another pod of the WarmPool."""
@@ -725,6 +732,8 @@ class Reconciler:
                 self._store.remove(key)
                 return
             self._store.observe(read(body))
+            if service.pool_name and step.status.warm_replicas != service.status.warm_replicas:
+                self._tally.changed((key[0], service.pool_name))
         self._tell(key, service, step.events)
 
     def _tell(self, key: Key, service: TokenService, events: Iterable[Event]) -> None:

@@ -11,6 +11,7 @@ from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import Node, Pod, stamp
 from tokenservice.api.pools import WarmPool, WarmPoolStatus
+from tokenservice.handover.tally import Tally
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
@@ -89,6 +90,7 @@ class Cluster:
         self.most = 0
         self.nonces = 0
         self.made: list[tuple[str, str]] = []
+        self.tally = Tally(lambda _: None)
         self.reconciler = self.restarted()
 
     def restarted(self, key: bytes = b"k" * 32) -> Reconciler:
@@ -109,6 +111,7 @@ class Cluster:
             key=key,
             now=lambda: self.now,
             on_made=self.made.append,
+            tally=self.tally,
             nonce=self._nonce,
         )
         return self.reconciler

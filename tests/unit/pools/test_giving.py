@@ -449,7 +449,7 @@ def test_nobody_waits_for_what_a_pool_holds(seed: int, pools: int) -> None:
     for _ in range(60):
         world.change()
         world.step(world.dice.choice([0.1, 1, 20, 200]))
-    for _ in range(120):
+    for _ in range(400):  # almost seven hours: in the end a pod is given something once an hour
         world.schedule()
         world.step(60)
     world.schedule()

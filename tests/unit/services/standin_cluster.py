@@ -14,6 +14,7 @@ from tokenservice.api.v1alpha1 import LastStart, TokenService, TokenServiceStatu
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document
 from tokenservice.handover.claim import CLAIMS, POOL
+from tokenservice.handover.tally import Tally
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
@@ -86,7 +87,7 @@ class Cluster:
             asker=self,
             assigner=self.assigner,
             timer=self.timer,
-            on_claim=self.pools_asked.append,
+            tally=Tally(self.pools_asked.append),
             metrics=self,
             cluster_domain="cluster.local",
             now=self.clock,
@@ -230,8 +231,9 @@ class Cluster:
     def rolled_back(self) -> None:
         self.rollbacks += 1
 
-    def pool_hits(self, pods: int) -> None:
-        self.hits += pods
+    def pool_hit(self, age: float) -> None:
+        assert age >= 0
+        self.hits += 1
 
     def pool_misses(self, reason: str, pods: int) -> None:
         self.misses += [reason] * pods

@@ -13,6 +13,7 @@ from tokenservice.api.meta import ControllerRevision, Deployment, Object, Pod
 from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document
+from tokenservice.handover.tally import Tally
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.events import EventRecorder
 from tokenservice.pods.source import SchemaSource
@@ -72,7 +73,7 @@ class Metrics:
 
     def rolled_back(self) -> None: ...
 
-    def pool_hits(self, pods: int) -> None: ...
+    def pool_hit(self, age: float) -> None: ...
 
     def pool_misses(self, reason: str, pods: int) -> None: ...
 
@@ -130,7 +131,7 @@ async def test_a_spec_that_arrives_with_the_answer_to_the_status_is_carried_out(
         asker=Asker(),
         assigner=Assigner(),
         timer=Timer(),
-        on_claim=lambda _: None,
+        tally=Tally(lambda _: None),
         metrics=Metrics(),
         cluster_domain="cluster.local",
         now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC),

@@ -1,6 +1,7 @@
 """The real server process with an engine that is a stand-in: says "token1 token2 ...", one every 50 ms.
 
-Started by test_process.py. What the model's source names decides how loading goes: `file:///...` is checked as ever.
+Started by test_process.py. What the model's source names decides how loading goes: `file:///...` is checked as ever;
+last folders `broken` and `slow` mean what they mean to the stand-in server.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from token_server.main import main
 from token_server.settings import Settings
 
 INTERVAL = 0.05  # seconds
+SLOW_SECONDS = 5.0
 
 
 class CountingEngine:
@@ -44,6 +46,7 @@ def prepare(settings: Settings, stage: Callable[[str, float], None]) -> None:
         threading.Event().wait()
     if "NoSuchModel" in settings.preload:
         raise LoadError("TOKEN_SERVER_PRELOAD: no such architecture")
+    stage("imports", 0.0)
     stage("prepare", 0.0)
 
 
@@ -53,7 +56,12 @@ def load(settings: Settings, stage: Callable[[str, float], None]) -> Engine:
         threading.Event().wait()
     if settings.model_path == "broken/loader":
         raise ZeroDivisionError
+    if settings.model_path.endswith("/broken"):
+        raise LoadError(f"cannot load model {settings.model_source}: a weights file is damaged")
+    if settings.model_path.endswith("/slow"):
+        threading.Event().wait(SLOW_SECONDS)
     stage("imports", 0.0)
+    stage("weights", 0.0)
     return CountingEngine()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import httpx
-from token_server import handover
+from token_server import handover, start
 from token_server.settings import PREFIX, Settings
 from tokenservice import protocol
 
@@ -27,6 +27,10 @@ def test_the_defaults_agree() -> None:
     assert handover.PATH == protocol.ASSIGNMENT
     assert DEFAULTS["grace_seconds"] == protocol.GRACE_SECONDS
     assert DEFAULTS["drain_delay_seconds"] == protocol.DRAIN_DELAY_SECONDS
+
+
+def test_the_stages_of_a_start_agree() -> None:
+    assert start.STAGES == protocol.START_STAGES
 
 
 async def test_the_operators_paths_answer(client: httpx.AsyncClient) -> None:

@@ -54,6 +54,21 @@ async def test_probes_before_and_after_the_load(settings: Settings, engine: Any)
         assert answer.headers["connection"] == "close"
 
 
+async def test_readyz_tells_what_the_start_cost_while_the_model_serves(settings: Settings, engine: Any) -> None:
+    service = Service(settings, Lifecycle(), Metrics())
+    start = {"stages": {"process": 0.2, "weights": 0.1, "total": 0.15}, "warm": True}
+    async with asgi(service) as client:
+        service.lifecycle.warm()
+        service.lifecycle.assign()
+        assert (await client.get("/readyz")).json() == {"status": "assigned"}
+        service.serve(engine, settings, start)
+        for _ in range(2):
+            answer = await client.get("/readyz")
+            assert (answer.status_code, answer.json()) == (200, {"status": "ready", "start": start})
+        service.lifecycle.drain()
+        assert (await client.get("/readyz")).json() == {"reason": "draining"}
+
+
 async def test_models(client: httpx.AsyncClient) -> None:
     found = (await client.get("/v1/models")).json()
     assert [model["id"] for model in found["data"]] == ["tiny"]

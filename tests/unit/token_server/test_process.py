@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 import os
 import signal
@@ -17,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
+from tokenservice import protocol
 
 HERE = Path(__file__).resolve().parent
 REAL = [str(HERE / "serve_standin_engine.py")]
 STAND_IN = [str(HERE.parents[1] / "e2e/standin_server/standin.py"), "--token-interval", "0.05"]
 TOKEN = "the-token-of-this-pod"
+SCHEMA = json.loads((importlib.resources.files(protocol) / "readyz.schema.json").read_text())
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "one two", "stream": True, "max_tokens": 30}
 Start = Callable[..., "Process"]
 both = pytest.mark.parametrize("program", [REAL, STAND_IN], ids=["token_server", "stand-in"])
@@ -65,6 +69,15 @@ class Process:
 
     def ready(self) -> None:
         self.wait_until(lambda: (found := self.get("/readyz")) and found.status_code == 200)
+
+    def start(self) -> dict[str, Any]:
+        """What a server that serves tells of its start."""
+        answer = self.get("/readyz")
+        assert answer is not None
+        assert answer.status_code == 200
+        body = answer.json()
+        jsonschema.validate(body, SCHEMA)
+        return dict(body["start"])
 
     def listening(self) -> None:
         self.wait_until(lambda: self.get("/healthz"))
@@ -155,6 +168,31 @@ def test_a_pod_that_never_was_ready_ends_at_once(start: Start, program: list[str
 
 
 @both
+def test_what_a_start_cost(start: Start, program: list[str]) -> None:
+    process = start(program)
+    process.ready()
+    told = process.start()
+    assert told["warm"] is False
+    assert set(told["stages"]) == set(protocol.START_STAGES) - {"prepare"}
+    assert process.start() == told, "it stays what it was"
+
+
+def test_the_seconds_are_those_that_passed(start: Start) -> None:
+    began = time.monotonic()
+    process = start(REAL)
+    process.ready()
+    stages = process.start()["stages"]
+    passed = time.monotonic() - began
+    assert stages["warmup"] >= 0.05, "a token takes so long"
+    assert stages["total"] >= stages["warmup"]
+    assert 0 < stages["process"] <= passed
+    assert stages["process"] + stages["total"] <= passed + 0.02, "the kernel counts starts in hundredths of a second"
+    metrics = process.get("/metrics")
+    assert metrics is not None
+    assert f'token_server_start_stage_seconds{{stage="process"}} {stages["process"]}'[:-1] in metrics.text
+
+
+@both
 def test_verifyz(start: Start, program: list[str], tmp_path: Path) -> None:
     (tmp_path / "alice").write_text("key-1\n")
     process = start(program, TOKEN_SERVER_API_KEYS_DIR=str(tmp_path), TOKEN_SERVER_DRAIN_DELAY_SECONDS="3")
@@ -169,6 +207,14 @@ def test_verifyz(start: Start, program: list[str], tmp_path: Path) -> None:
     late = process.get("/verifyz")
     assert late is not None
     assert (late.status_code, late.json()["error"]["code"]) == (503, "server_stopping")
+
+
+def test_the_threads_are_told(start: Start) -> None:
+    process = start([*REAL, "--threads", "3"])
+    process.ready()
+    process.terminate()
+    _, out, _ = process.end()
+    assert next(line for line in map(json.loads, out.splitlines()) if line["message"] == "listening")["threads"] == "3"
 
 
 @both
@@ -220,28 +266,35 @@ def test_a_port_in_use(start: Start, program: list[str]) -> None:
 class Warm:
     """A warm server's process; `again` is its container's next start, with the same emptyDir."""
 
-    def __init__(self, start: Start, folder: Path, **variables: str) -> None:
+    def __init__(self, start: Start, program: list[str], folder: Path, **variables: str) -> None:
         self._start = start
-        self._folder = folder
+        self._program = program
+        self.file = folder / "kept/assignment.json"
         self.again(**variables)
 
     def again(self, **variables: str) -> Process:
         self.assign_port = free_port()
         self.process = self._start(
-            REAL,
+            self._program,
             TOKEN_SERVER_WARM="true",
             TOKEN_SERVER_MODEL_SOURCE="",
             TOKEN_SERVER_MODEL_NAME="",
             TOKEN_SERVER_ASSIGN_TOKEN_SHA256=hashlib.sha256(TOKEN.encode()).hexdigest(),
             TOKEN_SERVER_ASSIGN_PORT=str(self.assign_port),
-            TOKEN_SERVER_ASSIGNMENT_FILE=str(self._folder / "assignment.json"),
+            TOKEN_SERVER_ASSIGNMENT_FILE=str(self.file),
             **variables,
         )
         return self.process
 
+    def killed(self) -> None:
+        self.process.popen.kill()
+        self.process.end()
+
     def put(self, source: str, **options: Any) -> httpx.Response:
-        document = {"service": "team/chat", "model": {"source": source, "name": "tiny"}, **options}
-        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return self.send({"service": "team/chat", "model": {"source": source, "name": "tiny"}, **options})
+
+    def send(self, document: Any, token: str = TOKEN) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"}
         return httpx.put(f"http://127.0.0.1:{self.assign_port}/assignment", json=document, headers=headers, timeout=20)
 
     def phase(self) -> str:
@@ -253,83 +306,186 @@ class Warm:
 
 
 @pytest.fixture
-def warm(start: Start, tmp_path: Path) -> Warm:
-    return Warm(start, tmp_path)
+def warm(start: Start, program: list[str], tmp_path: Path) -> Warm:
+    return Warm(start, program, tmp_path)
 
 
+def refusal(answer: httpx.Response) -> tuple[int, str, str | None]:
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return answer.status_code, error["code"], error["param"]
+
+
+@both
 def test_a_warm_server_serves_what_it_is_given(warm: Warm) -> None:
     process = warm.process
     process.ready()
+    answer = process.get("/readyz")
+    assert answer is not None
+    assert answer.json() == {"status": "warm"}
     assert warm.phase() == "warm"
     for refused in (warm.tokens(), process.get("/verifyz"), process.get("/v1/models")):
         assert refused is not None
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
-    answer = warm.put("hf://org/tiny", args=["--max-queue=0", "--max-concurrency=1"])
+    answer = warm.put("hf://org/tiny")
     report = answer.json()
-    assert (answer.status_code, report["status"], report["model"]) == (200, "serving", "tiny")
-    assert report["stages"]["warmup"] >= 0.05, "a token takes so long"
-    assert {"prepare", "total"} <= set(report["stages"])
-    assert warm.tokens().json()["choices"][0]["text"] == " token1 token2"
-    assert warm.put("hf://org/tiny", args=["--max-queue=0", "--max-concurrency=1"]).json() == report
-    assert warm.put("hf://org/other").status_code == 409
-    with httpx.stream("POST", f"{process.base}/v1/completions", json=BODY, timeout=20) as running:
+    stages = report.pop("stages")
+    assert (answer.status_code, report) == (200, {"status": "serving", "model": "tiny"})
+    assert set(stages) == set(protocol.START_STAGES)
+    assert process.start() == {"stages": stages, "warm": True}
+    assert warm.tokens().json()["choices"][0]["text"].strip() == "token1 token2"
+    same = {"model": {"name": "tiny", "source": "hf://org/tiny"}, "args": [], "service": "team/chat"}
+    assert warm.send(same).json() == {**report, "stages": stages}, "who lost the answer may ask again"
+    assert refusal(warm.put("hf://org/other")) == (409, "already_assigned", None)
+    process.terminate()
+    code, out, err = process.end()
+    assert code == 0
+    assert TOKEN not in out + err
+
+
+@both
+def test_the_port_of_assignments_serves_nothing_else(warm: Warm) -> None:
+    warm.process.ready()
+    assert httpx.get(f"http://127.0.0.1:{warm.assign_port}/v1/models").status_code in (404, 501)
+    refused = httpx.put(f"{warm.process.base}/assignment", json={})
+    assert refused.status_code in (404, 405, 501)
+    assert warm.phase() == "warm"
+
+
+@both
+def test_what_is_refused_costs_no_pod(warm: Warm) -> None:
+    """The token first, then the document, field by field."""
+    warm.process.ready()
+    tiny = {"service": "team/chat", "model": {"source": "hf://org/tiny"}}
+    wrong = warm.send(tiny, "wrong")
+    assert refusal(wrong) == (401, "invalid_token", None)
+    assert wrong.headers["www-authenticate"] == "Bearer"
+    assert refusal(warm.send([], "wrong"))[0] == 401
+    for document, code, field in (
+        ([], "invalid_type", None),
+        ({**tiny, "replicas": 2}, "unknown_parameter", "replicas"),
+        ({"model": tiny["model"]}, "invalid_type", "service"),
+        ({"service": "a/b"}, "invalid_type", "model"),
+        ({**tiny, "model": {}}, "invalid_type", "model.source"),
+        ({**tiny, "model": {"source": "s3://bucket"}}, "invalid_value", "model.source"),
+        ({**tiny, "model": {"source": "hf://a/b", "name": 1}}, "invalid_type", "model.name"),
+        ({**tiny, "model": {"source": "hf://a/b", "token": "x"}}, "unknown_parameter", "model.token"),
+        ({**tiny, "args": "--x"}, "invalid_type", "args"),
+        ({**tiny, "args": ["--no-such-flag"]}, "invalid_value", "args"),
+        ({**tiny, "args": ["--help"]}, "invalid_value", "args"),
+    ):
+        assert refusal(warm.send(document)) == (400, code, field), document
+    assert refusal(warm.send("x" * 70_000)) == (413, "request_too_large", None)
+    assert not warm.file.exists()
+    assert warm.phase() == "warm"
+    assert warm.send(tiny).json()["model"] == "org/tiny", "named by its source"
+
+
+def test_the_arguments_of_an_assignment_count(start: Start, tmp_path: Path) -> None:
+    warm = Warm(start, REAL, tmp_path)
+    warm.process.ready()
+    assert warm.put("hf://org/tiny", args=["--max-queue=0", "--max-concurrency=1"]).status_code == 200
+    with httpx.stream("POST", f"{warm.process.base}/v1/completions", json=BODY, timeout=20) as running:
         lines = running.iter_lines()  # kept: without it the stream would be closed
         next(lines)
-        assert warm.tokens().status_code == 429, "the assignment's arguments count"
-    process.terminate()
-    code, out, _ = process.end()
-    assert code == 0
-    assert TOKEN not in out
+        assert warm.tokens().status_code == 429
 
 
+def test_the_arguments_of_a_stand_ins_assignment_count(start: Start, tmp_path: Path) -> None:
+    warm = Warm(start, STAND_IN, tmp_path)
+    warm.process.ready()
+    assert warm.put("hf://org/tiny", args=["--version-text", "v2"]).status_code == 200
+    assert warm.tokens().json()["system_fingerprint"] == "v2"
+    warm.killed()
+    warm.again().ready()
+    assert warm.tokens().json()["system_fingerprint"] == "v2", "kept with the model"
+
+
+@both
 def test_a_container_that_restarts_serves_again_by_itself(warm: Warm) -> None:
     warm.process.ready()
     assert warm.put("hf://org/tiny").status_code == 200
-    warm.process.popen.kill()
-    warm.process.end()
+    assert json.loads(warm.file.read_text())["service"] == "team/chat"
+    warm.killed()
     warm.again().listening()
     readiness = [warm.process.get("/readyz")]
     while readiness[-1] is None or readiness[-1].status_code != 200:
         readiness.append(warm.process.get("/readyz"))
     assert {answer.json().get("reason") for answer in readiness[:-1] if answer} <= {"loading"}
-    assert readiness[-1].json() == {"status": "ready"}
+    told = warm.process.start()
+    assert told["warm"] is False, "it was a start as long as any"
+    assert set(told["stages"]) == set(protocol.START_STAGES) - {"prepare"}
     assert warm.tokens().status_code == 200
     assert warm.put("hf://org/tiny").status_code == 200, "the operator may ask again"
+    assert warm.put("hf://org/other").status_code == 409
 
 
-def test_a_model_that_cannot_be_loaded_is_told_and_ends_the_process(warm: Warm) -> None:
-    line = "cannot load model file:///no/such: not found: there is no folder /no/such in this container"
+@both
+@pytest.mark.parametrize("source", ["file:///no/such", "hf://org/broken"])
+def test_a_model_that_cannot_be_loaded_is_told_and_ends_the_process(warm: Warm, source: str) -> None:
     warm.process.ready()
-    answer = warm.put("file:///no/such")
-    assert (answer.status_code, answer.json()["error"]["message"]) == (500, line)
+    answer = warm.put(source)
+    line = answer.json()["error"]["message"]
+    assert refusal(answer) == (500, "load_failed", None)
+    assert line.startswith(f"cannot load model {source}: ")
     code, _, err = warm.process.end()
     assert (code, err.splitlines()[-1]) == (1, line)
     code, _, err = warm.again().end()
     assert (code, err.splitlines()[-1]) == (1, line), "like any other pod with such a model"
 
 
+@both
 def test_a_signal_while_the_model_loads(warm: Warm) -> None:
     warm.process.ready()
     with ThreadPoolExecutor() as pool:
-        asking = pool.submit(warm.put, "hf://never/loads")
+        asking = pool.submit(warm.put, "hf://org/slow")
         warm.process.wait_until(lambda: warm.phase() == "assigned")
         ready = warm.process.get("/readyz")
         assert ready is not None
-        assert ready.status_code == 200
+        assert (ready.status_code, ready.json()) == (200, {"status": "assigned"})
         assert warm.tokens().status_code == 503
+        assert warm.put("hf://org/other").status_code == 409
         warm.process.terminate()
         assert asking.result().json()["error"]["code"] == "server_stopping"
     code, _, _ = warm.process.end()
     assert code == 0
 
 
+def test_a_slow_model_of_the_stand_in(start: Start, tmp_path: Path) -> None:
+    warm = Warm(start, STAND_IN, tmp_path)
+    warm.process.ready()
+    began = time.monotonic()
+    answer = warm.put("hf://org/slow")
+    assert time.monotonic() - began >= 5
+    assert answer.json()["stages"]["total"] >= 5
+    assert warm.tokens().status_code == 200
+
+
+@both
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"TOKEN_SERVER_ASSIGN_TOKEN_SHA256": ""}, "TOKEN_SERVER_ASSIGN_TOKEN_SHA256"),
+        ({"TOKEN_SERVER_MODEL_SOURCE": "hf://org/tiny"}, "TOKEN_SERVER_WARM"),
+    ],
+)
+def test_a_warm_server_with_wrong_settings(
+    start: Start, program: list[str], variables: dict[str, str], words: str
+) -> None:
+    settings = {"TOKEN_SERVER_WARM": "true", "TOKEN_SERVER_MODEL_SOURCE": "", "TOKEN_SERVER_MODEL_NAME": ""}
+    settings["TOKEN_SERVER_ASSIGN_TOKEN_SHA256"] = "0" * 64
+    code, _, err = start(program, **{**settings, **variables}).end()
+    assert code == 2
+    assert words in err.splitlines()[-1]
+
+
 def test_a_server_that_cannot_become_warm(start: Start, tmp_path: Path) -> None:
-    code, _, err = Warm(start, tmp_path, TOKEN_SERVER_PRELOAD="NoSuchModel").process.end()
+    code, _, err = Warm(start, REAL, tmp_path, TOKEN_SERVER_PRELOAD="NoSuchModel").process.end()
     assert (code, err.splitlines()[-1]) == (1, "TOKEN_SERVER_PRELOAD: no such architecture")
 
 
 def test_not_ready_until_it_is_warm(start: Start, tmp_path: Path) -> None:
-    warm = Warm(start, tmp_path, TOKEN_SERVER_PRELOAD="NeverWarm")
+    warm = Warm(start, REAL, tmp_path, TOKEN_SERVER_PRELOAD="NeverWarm")
     warm.process.listening()
     answer = warm.process.get("/readyz")
     assert answer is not None
@@ -337,9 +493,11 @@ def test_not_ready_until_it_is_warm(start: Start, tmp_path: Path) -> None:
     assert warm.put("hf://org/tiny").json()["error"]["code"] == "not_warm"
 
 
-def test_an_assignment_that_cannot_be_read(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "assignment.json").write_text("{")
-    code, _, err = Warm(start, tmp_path).process.end()
+@both
+def test_an_assignment_that_cannot_be_read(start: Start, program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/assignment.json").write_text("{")
+    code, _, err = Warm(start, program, tmp_path).process.end()
     assert code == 1
     assert "delete the pod" in err.splitlines()[-1]
 

@@ -58,6 +58,7 @@ def test_what_the_operator_sets() -> None:
         ([], {**SOURCE, "TOKEN_SERVER_DRAIN_DELAY_SECONDS": "soon"}, ["TOKEN_SERVER_DRAIN_DELAY_SECONDS", "seconds"]),
         ([], {**SOURCE, "TOKEN_SERVER_TRUST_REMOTE_CODE": "maybe"}, ["TOKEN_SERVER_TRUST_REMOTE_CODE", "true"]),
         ([], {**SOURCE, "TOKEN_SERVER_MAX_CONCURRENCY": "0"}, ["TOKEN_SERVER_MAX_CONCURRENCY"]),
+        (["--threads", "-1"], SOURCE, ["--threads", "0 to 1024"]),
         (["--dtype", "int4"], SOURCE, ["--dtype", "bfloat16"]),
         (["--device=tpu"], SOURCE, ["--device", "cuda"]),
         (["--tensor-parallel-size", "2"], SOURCE, ["--tensor-parallel-size", "--help"]),

@@ -44,20 +44,30 @@ class Service:
         self.created = int(time.time())
         self._limiter = Limiter(settings.max_concurrency, settings.max_queue)
         self._loaded: Optional[tuple[Engine, Generator]] = None
+        self._start: dict[str, Any] = {}
         self._verified = SingleFlight(self._one_token)
         metrics.watch_queue(lambda: self._limiter.waiting, lambda: self._limiter.running)
         metrics.ready.set_function(lambda: float(lifecycle.readiness()[0] == 200))
 
-    def serve(self, engine: Engine, settings: Optional[Settings] = None) -> bool:
+    def serve(
+        self, engine: Engine, settings: Optional[Settings] = None, start: Optional[dict[str, Any]] = None
+    ) -> bool:
         """From now on requests are answered; False if the server is ending already.
 
-        `settings` are those of a model that came later than the server.
+        `settings` are those of a model that came later than the server; `start` is what /readyz tells of the start.
         """
+        if start is not None:
+            self._start = {"start": start}
         if settings is not None:
             self.settings = settings
             self._limiter = Limiter(settings.max_concurrency, settings.max_queue)
         self._loaded = (engine, Generator(engine, self._limiter, self.metrics, self.settings.max_concurrency))
         return self.lifecycle.serve()
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of /readyz; while the model serves with what the start cost, which is settled by then."""
+        status, body = self.lifecycle.readiness()
+        return status, {**body, **self._start} if body.get("status") == "ready" else body
 
     def abort(self) -> None:
         """The grace period is over: every answer under way ends with an error."""
@@ -236,7 +246,7 @@ def make_app(service: Service) -> Callable[[Scope, Receive, Send], Any]:
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        status, body = service.lifecycle.readiness()
+        status, body = service.readiness()
         return JSONResponse(body, status)
 
     @app.get("/verifyz")

@@ -16,7 +16,7 @@ from token_server.settings import Settings
 from token_server.verify import PROMPT
 
 ENGINE_MODULE = "token_server.transformers_engine"
-Stage = Callable[[str, float], None]
+Stage = Callable[[str, float], object]
 
 
 @dataclass(frozen=True)

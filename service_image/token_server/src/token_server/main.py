@@ -21,11 +21,13 @@ from token_server.assignment import sync
 from token_server.engines import TRANSFORMERS, Engines, warm_up
 from token_server.handover import Handover
 from token_server.handover import make_app as make_assignment_app
-from token_server.lifecycle import Lifecycle, drain_plan
+from token_server.lifecycle import Lifecycle, Phase, drain_plan
 from token_server.loading import LoadError
 from token_server.log import log
 from token_server.metrics import Metrics
 from token_server.settings import Settings, SettingsError, read_settings
+from token_server.start import Start, process_age
+from token_server.threads import settle
 
 TERMINATION_LOG = Path("/dev/termination-log")
 KEEP_ALIVE_SECONDS = 65  # longer than the idle time of most proxies, so that they close first
@@ -95,7 +97,7 @@ class Run:
         self.metrics = Metrics()
         self.service = Service(settings, self.lifecycle, self.metrics)
         self._engines = engines
-        self._stages: dict[str, float] = {}
+        self._start = Start()
         self._handover: Optional[Handover] = None
         self._servers = [serving(make_app(self.service))]
         self._drain: Optional[asyncio.Task[None]] = None
@@ -119,19 +121,21 @@ class Run:
         threading.Thread(target=progress, args=(settings, began, done), name="progress", daemon=True).start()
 
     def _load(self, settings: Settings, began: float) -> None:
-        engine = self._engines.load(settings, self._stage)
-        warm_up(settings, engine, self._stage)
+        warm = self.lifecycle.phase is Phase.ASSIGNED  # else the model was known when the process started
+        engine = self._engines.load(settings, self.stage)
+        warm_up(settings, engine, self.stage)
         self.metrics.describe_environment()
-        self._stage("total", time.perf_counter() - began)
-        if self.service.serve(engine, settings):
-            log("serving", model=settings.model_name, start_s=self._stages["total"], context=engine.context_length)
+        total = self.stage("total", time.perf_counter() - began)
+        if self.service.serve(engine, settings, self._start.report(warm=warm)):
+            log("serving", model=settings.model_name, start_s=total, context=engine.context_length)
             if self._handover:
-                self._handover.done({"status": "serving", "model": settings.model_name, "stages": self._stages})
+                report = {"status": "serving", "model": settings.model_name, "stages": self._start.stages()}
+                self._handover.done(report)
                 with suppress(OSError):
                     sync(Path(settings.assignment_file))  # 0.2 s on a busy disk, for which nobody should wait
 
     def _prepare(self, settings: Settings, began: float) -> None:
-        self._engines.prepare(settings, self._stage)
+        self._engines.prepare(settings, self.stage)
         self.metrics.describe_environment()
         if self.lifecycle.warm():
             log("warm", start_s=round(time.perf_counter() - began, 3))
@@ -142,11 +146,13 @@ class Run:
             threading.Event().wait(TELL_SECONDS)
         fail(message)
 
-    def _stage(self, name: str, seconds: float) -> None:
-        self._stages[name] = round(seconds, 3)
+    def stage(self, name: str, seconds: float) -> float:
+        """A stage of the start is done; returns how long it took, as it is told everywhere."""
+        rounded = self._start.add(name, seconds)
         self.metrics.stages.labels(name).set(seconds)
         if name != "total":
-            log("start stage done", stage=name, duration_s=self._stages[name])
+            log("start stage done", stage=name, duration_s=rounded)
+        return rounded
 
     async def serve(self, listening: socket.socket, assigning: Optional[socket.socket] = None) -> None:
         """Serves until a signal has drained everything; a warm server takes its assignment at the second socket."""
@@ -206,11 +212,15 @@ def folder_size(path: str) -> int:
     return total
 
 
-def prepare_environment() -> None:
-    """Libraries write progress bars and warnings for terminals; a container's log has neither use for them."""
+def prepare_environment(threads: int) -> str:
+    """What the libraries read when they are imported; returns how many threads torch will have.
+
+    They write progress bars and warnings for terminals, of which a container's log has no use.
+    """
     defaults = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
     for name, value in {**defaults, "TOKENIZERS_PARALLELISM": "false"}.items():
         os.environ.setdefault(name, value)
+    return settle(threads, os.environ)
 
 
 def main(argv: Optional[Sequence[str]] = None, engines: Engines = TRANSFORMERS) -> None:
@@ -220,7 +230,7 @@ def main(argv: Optional[Sequence[str]] = None, engines: Engines = TRANSFORMERS) 
     except SettingsError as error:
         fail(f"token-server: {error}", 2)
         return
-    prepare_environment()
+    threads = prepare_environment(settings.threads)
     run = Run(settings, engines)
     if run.service.keys and not run.service.keys.any():
         # Serving would mean to refuse everybody. The kubelet mounts the Secret's keys before the next start.
@@ -239,7 +249,10 @@ def main(argv: Optional[Sequence[str]] = None, engines: Engines = TRANSFORMERS) 
             fail(f"cannot listen on port {port} ({variable}): {os.strerror(error.errno or 0)}")
             return
     model = {} if settings.warm else {"model": settings.model_name, "source": settings.model_source}
-    log("listening", **ports, **model)
+    before = process_age()
+    if before is not None:
+        run.stage("process", before)
+    log("listening", **ports, **model, threads=threads)
     asyncio.run(run.serve(*sockets))
     log("ended")
     os._exit(0)  # the loading thread and cut-off generations must not hold the process

@@ -8,8 +8,9 @@ from typing import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from token_server.start import STAGES
+
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/verifyz")
-STAGES = ("imports", "prepare", "weights", "warmup", "total")
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 DURATION_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 

@@ -37,6 +37,7 @@ class Settings:
     max_context: Optional[int] = None  # tokens; default: what the model's configuration says
     dtype: str = "auto"
     device: str = "auto"
+    threads: int = 0  # of torch on the CPU; 0: what the container's CPU limit pays for
     warm: bool = False  # started without a model, to be given one at `assign_port`
     preload: tuple[str, ...] = ()  # architectures, as config.json names them, whose classes a warm server imports
     assign_port: int = 8001
@@ -126,6 +127,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "max_context": _whole(1, 100_000_000),
     "dtype": _one_of(DTYPES),
     "device": _one_of(DEVICES),
+    "threads": _whole(0, 1024),
     "warm": _truth,
     "preload": _architectures,
     "assign_port": _whole(1, 65535),
@@ -146,6 +148,7 @@ HELP: Mapping[str, str] = {
     "max_context": "tokens of prompt and answer together (default: the model's)",
     "dtype": f"{', '.join(DTYPES)} (default: auto, as saved)",
     "device": f"{', '.join(DEVICES)} (default: auto, cuda where there is one)",
+    "threads": "threads that torch computes with on the CPU (default: 0, by the container's CPU limit)",
     "warm": "true starts without a model and waits for an assignment (default: false)",
     "preload": "architectures whose classes a warm server imports, as in LlamaForCausalLM,MistralForCausalLM",
     "assign_port": "TCP port at which a warm server takes its assignment (default: 8001)",

@@ -218,6 +218,8 @@ def _rehearse(settings: Settings, folder: Path) -> None:
 
 def load(settings: Settings) -> TransformersEngine:
     """Loads configuration, tokenizer and weights; raises what transformers raises (loading.explain reads it)."""
+    if settings.threads:  # a warm server's torch was imported before it heard of them
+        torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
     common: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if settings.scheme == "hf":
