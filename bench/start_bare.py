@@ -22,20 +22,21 @@ STAGES = ("imports", "load", "token")
 
 
 def one(folder: str) -> dict[str, float]:
-    """imports: of torch, transformers, the model's classes and the server; load: of the model; token: its first."""
+    """imports: of the server, torch, transformers and the model's classes; load: of the model; token: its first."""
     marks = [time.perf_counter()]
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    from token_server import main, transformers_engine
+    from token_server import main
     from token_server.engine import Sampling
     from token_server.settings import read_settings
 
+    settings = read_settings(["--model-source", f"file://{folder}"], {})
+    main.prepare_environment(settings.threads)
+    import transformers
+    from token_server import transformers_engine
+
+    transformers.utils.logging.disable_progress_bar()
     for name in architectures(Path(folder)):
         getattr(transformers, name)
     marks.append(time.perf_counter())
-    settings = read_settings(["--model-source", f"file://{folder}"], {})
-    main.prepare_environment()
     transformers_engine.prepare(settings)
     marks.append(time.perf_counter())
     engine = transformers_engine.load(settings)

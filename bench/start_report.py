@@ -101,10 +101,9 @@ def rounded(value: float | None, digits: int = 3) -> float | None:
 def drawing(figures: Figures) -> str:
     """The chart of the tiny model's stages, as SVG."""
     counts = ", ".join(f"{len(of(figures.runs, path, TINY))} {NAMES[path]}" for path in PATHS)
+    note = f"Medians of {counts}. rest: until the operator acts, from label or readiness to the client, and the token."
     bars = [Bar(NAMES[path], figures.stages(path)) for path in PATHS]
-    return chart(
-        "Where a start's seconds go: from replicas 0 → 1 to the first token", bars, f"Medians; runs: {counts}."
-    )
+    return chart("Where a start's seconds go: from replicas 0 → 1 to the first token", bars, note)
 
 
 def table(figures: Figures) -> str:
