@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.start_chart import Bar, chart
-from bench.start_runs import COLD_STEPS, PATHS, STAGES, WARM_STEPS, Failure, Run, StartPath, median, medians, of, p99
+from bench.start_runs import PATHS, STAGES, STEPS, Failure, Run, StartPath, median, medians, of, p99
 from bench.start_setup import BIG, TINY
 
 GROUPS: tuple[tuple[StartPath, str], ...] = (
@@ -47,8 +47,7 @@ class Figures:
         return medians([run.stages for run in of(self.runs, path, model)], STAGES)
 
     def steps(self, path: StartPath, model: str = TINY) -> dict[str, float]:
-        order = WARM_STEPS if path == "Warm" else COLD_STEPS
-        return medians([run.steps for run in of(self.runs, path, model)], order)
+        return medians([run.steps for run in of(self.runs, path, model)], STEPS)
 
     def imports(self) -> float | None:
         return self.bare.get(TINY, {}).get("imports")
@@ -119,8 +118,7 @@ def table(figures: Figures) -> str:
         ("  fastest", [shown(min(each, default=None)) for each in values]),
         ("  slowest", [shown(max(each, default=None)) for each in values]),
         *_parts("stages, as status.lastStart tells them", STAGES, [figures.stages(*group) for group in GROUPS]),
-        *_parts("steps, as they were seen", WARM_STEPS[:2], steps := [figures.steps(*group) for group in GROUPS]),
-        *_rows(COLD_STEPS, steps),
+        *_parts("steps, as they were seen", STEPS, [figures.steps(*group) for group in GROUPS]),
         *_bare(figures),
     ]
     text = [f"{name:<42}" + "".join(f"{value:>20}" for value in row).rstrip() for name, row in (head, *rows)]
@@ -130,12 +128,9 @@ def table(figures: Figures) -> str:
 
 
 def _parts(title: str, order: Sequence[str], columns: Sequence[Mapping[str, float]]) -> list[tuple[str, list[str]]]:
-    return [(title, []), *_rows(order, columns)]
-
-
-def _rows(order: Sequence[str], columns: Sequence[Mapping[str, float]]) -> list[tuple[str, list[str]]]:
+    """A heading, and a row for each part that any column has."""
     used = [name for name in order if any(name in column for column in columns)]
-    return [(f"  {name}", [shown(column.get(name)) for column in columns]) for name in used]
+    return [(title, []), *((f"  {name}", [shown(column.get(name)) for column in columns]) for name in used)]
 
 
 def _bare(figures: Figures) -> list[tuple[str, list[str]]]:

@@ -33,6 +33,8 @@ STAGES = (
 """Of `status.lastStart.stages`, in the order in which they happen. `rest` is what the client waited beyond them."""
 COLD_STEPS = ("made", "scheduled", "running", "ready", "endpoint", "connected", "token")
 WARM_STEPS = ("claimed", "loaded", "endpoint", "connected", "token")
+STEPS = ("claimed", "loaded", *COLD_STEPS)
+"""Of both, in order."""
 
 
 @dataclass(frozen=True)
