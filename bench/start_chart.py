@@ -39,13 +39,17 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Bar:
-    """One path: its name, and seconds by stage, in the order in which they happen."""
+    """One path: its name, seconds by stage, in the order in which they happen, and seconds as a whole.
+
+    Medians of stages do not add up to the median of the whole, which is what is written behind the bar.
+    """
 
     name: str
     stages: Mapping[str, float]
+    seconds: float
 
     @property
-    def seconds(self) -> float:
+    def length(self) -> float:
         return sum(self._shown.values())
 
     @property
@@ -68,7 +72,7 @@ def chart(title: str, bars: Sequence[Bar], note: str) -> str:
     enlarged = TOP + len(bars) * (BAR + GAP) + 34
     legend = enlarged + BAR + GAP + 14
     height = legend + LEGEND_LINE * -(-len(used) // LEGEND_COLUMNS) + 34
-    longest = max((bar.seconds for bar in bars), default=0.0)
+    longest = max((bar.length for bar in bars), default=0.0)
     words = "; ".join(f"{bar.name}: {shown(bar.seconds)}" for bar in bars)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
@@ -82,7 +86,7 @@ def chart(title: str, bars: Sequence[Bar], note: str) -> str:
         lines += _bar(bar, TOP + number * (BAR + GAP), longest)
     if bars:
         lines.append(_text(16, enlarged - 12, f"{bars[-1].name}, on a scale of its own"))
-        lines += _bar(bars[-1], enlarged, bars[-1].seconds)
+        lines += _bar(bars[-1], enlarged, bars[-1].length)
     for number, (name, colour) in enumerate(used):
         x = 16 + number % LEGEND_COLUMNS * (WIDTH - 32) // LEGEND_COLUMNS
         y = legend + number // LEGEND_COLUMNS * LEGEND_LINE
@@ -103,7 +107,7 @@ def _bar(bar: Bar, y: int, longest: float) -> Iterator[str]:
         yield f'<rect {place} fill="{colours[name]}"><title>{name}: {shown(value)}</title></rect>'
         if width >= LEAST_LABEL:
             yield f'<text class="in" x="{x + width / 2:.1f}" y="{middle}">{shown(value)}</text>'
-    yield _text(LEFT + bar.seconds * scale + 8, middle, shown(bar.seconds))
+    yield _text(LEFT + bar.length * scale + 8, middle, shown(bar.seconds))
 
 
 def _text(x: float, y: float, words: str) -> str:

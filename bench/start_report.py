@@ -99,9 +99,9 @@ def rounded(value: float | None, digits: int = 3) -> float | None:
 
 def drawing(figures: Figures) -> str:
     """The chart of the tiny model's stages, as SVG."""
-    counts = ", ".join(f"{len(of(figures.runs, path, TINY))} {NAMES[path]}" for path in PATHS)
-    note = f"Medians of {counts}. rest: until the operator acts, from label or readiness to the client, and the token."
-    bars = [Bar(NAMES[path], figures.stages(path)) for path in PATHS]
+    counts = ", ".join(str(len(of(figures.runs, path, TINY))) for path in PATHS)
+    bars = [Bar(NAMES[path], figures.stages(path), figures.seconds(path, TINY) or 0.0) for path in PATHS]
+    note = f"Medians; starts: {counts}. rest: the operator's and the Service's reaction, and the token."
     return chart("Where a start's seconds go: from replicas 0 → 1 to the first token", bars, note)
 
 
