@@ -55,7 +55,7 @@ apiserver: programs ## tests against a real etcd and kube-apiserver; minutes
 	@$(VENV)/pytest -q tests/apiserver
 
 .PHONY: scale
-scale: programs ## the reconcile benchmark, small, with limits; a minute
+scale: programs ## the benchmarks of reconciling and claims, small, with limits; two minutes
 	@$(VENV)/pytest -q tests/scale
 
 .PHONY: e2e
@@ -65,6 +65,10 @@ e2e: programs ## tests on a real kubelet, with real torch; minutes
 .PHONY: bench-reconcile
 bench-reconcile: $(READY) ## 1,000 TokenServices at once against a bare client
 	@$(VENV)/python -m bench.reconcile
+
+.PHONY: bench-claim
+bench-claim: $(READY) ## how fast warm pods are claimed, against a bare client, and that no claim is lost or made twice
+	@$(VENV)/python -m bench.claim
 
 .PHONY: bench-environment
 bench-environment: $(READY) ## what an environment and a change of it cost, from apply to the node

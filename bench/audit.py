@@ -1,6 +1,7 @@
 """Who wrote what, and when: the API server's audit log, read as it grows.
 
-Source of the format: audit.k8s.io/v1 in the Kubernetes reference. The log holds writes only, at the level Metadata.
+Source of the format: audit.k8s.io/v1 in the Kubernetes reference. The log holds writes only, at the level
+Metadata; where the cluster was made with --audit-bodies, those of pods and TokenServices at the level Request.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Write:
     code: int
     received: datetime
     answered: datetime
+    body: bytes = b""
+    """What was sent, as JSON; empty where the log does not tell."""
 
 
 class _User(msgspec.Struct):
@@ -52,6 +55,7 @@ class _Line(msgspec.Struct, rename="camel"):
     user: _User = msgspec.field(default_factory=_User)
     object_ref: _Reference = msgspec.field(default_factory=_Reference)
     response_status: _Answer = msgspec.field(default_factory=_Answer)
+    request_object: msgspec.Raw = msgspec.Raw(b"")
 
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -70,21 +74,30 @@ def parse(line: bytes) -> Write:
         code=entry.response_status.code,
         received=entry.request_received_timestamp,
         answered=entry.stage_timestamp,
+        body=bytes(entry.request_object),
     )
 
 
 class AuditLog:
-    """The writes of some users, in the order in which they were answered; `read` takes in what is new."""
+    """The writes of some users, or of all in some namespaces, in the order in which they were answered; `read` takes in
+    what is new, since the log was opened or from `offset` on.
+    """
 
-    def __init__(self, path: Path, users: Iterable[str]) -> None:
+    def __init__(
+        self, path: Path, users: Iterable[str] = (), namespaces: Iterable[str] = (), offset: int | None = None
+    ) -> None:
         self._path = path
-        self._needles = tuple(f'"username":"{user}"'.encode() for user in users)
-        self._offset = path.stat().st_size
+        self._needles = tuple(
+            f'"{key}":"{value}"'.encode()
+            for key, values in (("username", users), ("namespace", namespaces))
+            for value in values
+        )
+        self._offset = path.stat().st_size if offset is None else offset
         self._rest = b""
         self.writes: list[Write] = []
 
     def read(self) -> list[Write]:
-        """All writes since the log was opened."""
+        """All writes so far."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()

@@ -71,16 +71,26 @@ class _List(msgspec.Struct):
     items: tuple[Seen, ...]
 
 
+class RefusedError(BenchError):
+    """The API server's answer is an error; `status` is its HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Api:
     """One aiohttp session, nothing more. Use it with `async with`."""
 
-    def __init__(self, server: str, ca: str, token: str) -> None:
+    def __init__(self, server: str, ca: str, token: str, connections: int = 0) -> None:
+        """connections: at most; 0 for as many as there are requests."""
         self._server = server
+        self._connections = connections
         self._tls = ssl.create_default_context(cadata=ca)
         self._headers = {"Authorization": f"Bearer {token}"}
 
     async def __aenter__(self) -> Api:
-        connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
+        connector = aiohttp.TCPConnector(ssl=self._tls, limit=self._connections)
         self._session = aiohttp.ClientSession(self._server, connector=connector, headers=self._headers)
         return self
 
@@ -88,7 +98,7 @@ class Api:
         await self._session.close()
 
     async def send(self, method: str, path: str, data: bytes | None = None, content: str = JSON) -> bytes:
-        """A request's answer. Raises BenchError for an error answer."""
+        """A request's answer. Raises RefusedError for an error answer, BenchError for none."""
         headers = {"Content-Type": content} if data is not None else {}
         try:
             async with self._session.request(method, path, data=data, headers=headers) as answer:
@@ -96,7 +106,8 @@ class Api:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise BenchError(f"{method} {path}: {error or type(error).__name__}") from error
         if answer.status >= 300:
-            raise BenchError(f"{method} {path}: {answer.status} {body.decode(errors='replace')[:500]}")
+            words = body.decode(errors="replace")[:500]
+            raise RefusedError(f"{method} {path}: {answer.status} {words}", answer.status)
         return body
 
     async def exists(self, path: str) -> bool:
@@ -156,13 +167,18 @@ class Api:
 
     async def _watch(self, namespace: str) -> AsyncGenerator[_Event, None]:
         path = f"{GROUP}/namespaces/{namespace}/tokenservices?watch=true&resourceVersion=0"
+        async for line in self.lines(path):
+            yield msgspec.json.decode(line, type=_Event)
+
+    async def lines(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The lines of an answer as they come, such as the events of a watch. Raises aiohttp.ClientError."""
         rest = b""
         async with self._session.get(path, timeout=aiohttp.ClientTimeout(total=None)) as answer:
             answer.raise_for_status()
             async for chunk in answer.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
-                    yield msgspec.json.decode(line, type=_Event)
+                    yield line
 
 
 @dataclass(frozen=True)
@@ -214,7 +230,7 @@ async def create(api: Api, namespace: str, names: Iterable[str], in_flight: int)
     async def one(name: str) -> None:
         await api.send("POST", f"{GROUP}/namespaces/{namespace}/tokenservices{MANAGER}", manifest(name, namespace))
 
-    await _each(one, names, in_flight)
+    await each(one, names, in_flight)
 
 
 async def write_all(api: Api, texts: Texts, namespace: str, names: Iterable[str], in_flight: int) -> None:
@@ -232,10 +248,11 @@ async def write_all(api: Api, texts: Texts, namespace: str, names: Iterable[str]
         status = texts.status.replace(NAME.encode(), real)
         await api.send("PATCH", f"{collection}/{name}/status{MANAGER}", status, MERGE)
 
-    await _each(one, names, in_flight)
+    await each(one, names, in_flight)
 
 
-async def _each(work: Callable[[str], Awaitable[None]], names: Iterable[str], in_flight: int) -> None:
+async def each(work: Callable[[str], Awaitable[None]], names: Iterable[str], in_flight: int) -> None:
+    """Does the work for every name, so many at a time. Raises the first error."""
     todo = iter(names)
 
     async def worker() -> None:

@@ -48,6 +48,11 @@ class Cluster:
         """Takes it down; leaves nothing."""
         _localcluster("down", "--name", self.facts["name"])
 
+    def first_machine(self) -> int:
+        """The process whose namespaces are those of the machine with the control plane."""
+        told = json.loads(_localcluster("status", "--name", self.facts["name"], "--json"))
+        return int(next(iter(told["machines"].values()))["pid"])
+
     @property
     def server(self) -> str:
         return str(self.facts["server"])

@@ -16,6 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.cluster import SYSTEM, BenchError
 
+QUIET_SECONDS = 5.0
+"""Without a reconcile for so long, nothing more is to come."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -84,6 +87,25 @@ class Operator:
             waiting=int(sums.get("workqueue_depth", 0)),
             active=int(sums.get("controller_runtime_active_workers", 0)),
         )
+
+    async def settled(self, known: int = 0, reconciles: int = 0, seconds: float = 300.0) -> float:
+        """Waits until it has had nothing to do for a while; returns when it did the last thing (monotonic seconds).
+
+        known, reconciles: so many TokenServices it must know, and so many times have looked at one. Raises BenchError
+        after `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        before: Work | None = None
+        since = time.monotonic()
+        while True:
+            now = await self.work()
+            if before is None or now != before or not now.drained or now.known < known or now.reconciles < reconciles:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since >= QUIET_SECONDS:
+                return since
+            if time.monotonic() > deadline:
+                raise BenchError(f"the operator does not settle within {seconds:g} s: {now}")
+            await asyncio.sleep(0.1)
 
     async def stop(self) -> None:
         """SIGTERM, and waits for the end. Raises BenchError unless it ends by itself with exit status 0."""

@@ -27,12 +27,10 @@ import aiohttp
 from bench.audit import AuditLog, after_ready, all_begun, counted, first_creation
 from bench.client import Api, create, prepare, write_all
 from bench.cluster import BenchError, Cluster, Identity, install
-from bench.process import Operator, Work
+from bench.process import Operator
 
 BEGIN_SECONDS = 600.0
 READY_SECONDS = 900.0
-QUIET_SECONDS = 5.0
-"""Without a reconcile for so long, nothing more is to come."""
 
 
 @dataclass
@@ -139,7 +137,7 @@ class Bench:
         ready = await api.until_ready(namespace, self._services, progress(namespace, self._services), READY_SECONDS)
         ready_s = (max(ready.values()) - began).total_seconds()
         say(f"{namespace}: all Ready after {ready_s:.1f} s")
-        await _settled(operator)
+        await operator.settled()
         writes = counted(audit.read(), self._operator.user, began, datetime.now(UTC))
         later = after_ready(audit.read(), self._operator.user, namespace, ready)
 
@@ -155,7 +153,7 @@ class Bench:
         await operator.stop()
         await operator.start()
         await operator.ready()
-        last = await _settled(operator, known=self._services, reconciles=self._services)
+        last = await operator.settled(known=self._services, reconciles=self._services)
         restart = counted(audit.read(), self._operator.user, restart_from, datetime.now(UTC))
         await self._check(api, namespace)
         return Run(rate, cpu_ms, ready_s, writes, later, idle, percent, rss, peak, last - clock, restart)
@@ -186,25 +184,6 @@ class Bench:
 
     def _audit(self) -> AuditLog:
         return AuditLog(self._cluster.audit_log, (self._operator.user, self._client.user))
-
-
-async def _settled(operator: Operator, known: int = 0, reconciles: int = 0, seconds: float = 300.0) -> float:
-    """Waits until the operator has nothing to do for a while; returns when it did the last thing (monotonic seconds).
-
-    known, reconciles: so many TokenServices it must know, and so many times have looked at one.
-    """
-    deadline = time.monotonic() + seconds
-    before: Work | None = None
-    since = time.monotonic()
-    while True:
-        now = await operator.work()
-        if before is None or now != before or not now.drained or now.known < known or now.reconciles < reconciles:
-            before, since = now, time.monotonic()
-        elif time.monotonic() - since >= QUIET_SECONDS:
-            return since
-        if time.monotonic() > deadline:
-            raise BenchError(f"the operator does not settle within {seconds:g} s: {now}")
-        await asyncio.sleep(0.1)
 
 
 def result(services: int, idle_seconds: float, raw: list[RawRun], runs: list[Run]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
 from tokenservice.kube.informer import HasMetadata, Informer
 from tokenservice.kube.namespaced import Namespaced
-from tokenservice.nodes.fit import unfit
+from tokenservice.nodes.fit import lost, unfit
 from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
@@ -53,6 +53,7 @@ from tokenservice.services.controller import (
     Reconciler,
 )
 from tokenservice.services.store import Key, Store, decode, read
+from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Asker
 from tokenservice.watch import Kind
 
@@ -131,24 +132,34 @@ class Parts:
             tally=tally,
             nonce=lambda: secrets.token_hex(8),
         )
-        services = self._reconciler = Reconciler(
+        self._warm_pods = WarmPods(
+            client,
+            Around(
+                caches["pods"],
+                self._pools,
+                spec=warm.spec,
+                node=(lambda name: nodes.get("", name)) if nodes else None,
+            ),
+            assigner=self._assigner,
+            timer=self._timer,
+            tally=tally,
+            metrics=metrics,
+            now=_now,
+        )
+        services = Reconciler(
             client,
             self.services,
             Caches(
                 **caches,
                 environments=self.environments,
                 nodes=nodes.all if nodes else tuple,
-                node=(lambda name: nodes.get("", name)) if nodes else None,
                 pools=self._pools_in,
                 warm_pools=self._pools,
-                pool_spec=warm.spec,
             ),
             self.schemas,
             recorder,
             asker=self._asker,
-            assigner=self._assigner,
-            timer=self._timer,
-            tally=tally,
+            warm_pods=self._warm_pods,
             metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
@@ -288,14 +299,22 @@ class Parts:
         """Cordoned, lost or back: pods that wait there count as warm no more, or again."""
         if (unfit(old) if old else "gone") != (unfit(new) if new else "gone"):
             for pool in self._pools.all():
-                self._pool_queue.add_after((pool.metadata.namespace, pool.metadata.name), POOL_SECONDS)
+                key = (pool.metadata.namespace, pool.metadata.name)
+                self._pool_queue.add_after(key, POOL_SECONDS)
+                for waiting in self._warm_pods.waiting_for(key):
+                    self._queue.add_after(waiting, POOL_SECONDS)
+        if old and lost(old) != (new is None or lost(new)):
+            # The news of the pods there may have come before.
+            for service in self.services:
+                if service.spec.warm_pool:
+                    self._queue.add_after((service.metadata.namespace, service.metadata.name), POOL_SECONDS)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if old and new is None:
             self._asker.forget(old.metadata.uid)
             self._assigner.forget(old.metadata.uid)
             self._timer.forget(old.metadata.uid)
-            self._reconciler.forget(old.metadata.uid)
+            self._warm_pods.forget(old.metadata.uid)
         if self._waiting.told(old, new):
             namespace = cast(Pod, new or old).metadata.namespace
             for giver in self._pools_of_namespace(namespace):
@@ -310,7 +329,7 @@ class Parts:
                 self._queue.add(owner_key(item.metadata))
         pool = new.metadata.labels.get(names.LABEL_POOL) if new else None
         if new and pool and readiness(new):
-            for waiting in self._reconciler.waiting_for((new.metadata.namespace, pool)):
+            for waiting in self._warm_pods.waiting_for((new.metadata.namespace, pool)):
                 self._queue.add(waiting)
 
     def _matters(self, pod: Pod) -> object:

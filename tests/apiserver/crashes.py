@@ -52,12 +52,12 @@ def run(
     write_kubeconfig(kubeconfig, proxy.url, token)
     own = (f"--namespaces={namespace}", f"--lease-namespace={namespace}", *flags)
     operator = plane.operator(*own, kubeconfig=kubeconfig, name=namespace)
-    struck = False
+    struck, killed, again = threading.Event(), threading.Event(), threading.Event()
     try:
         operator.start()
-        killed = threading.Event()
 
         def kill() -> None:
+            struck.set()
             operator.kill()
             killed.set()
 
@@ -69,7 +69,7 @@ def run(
 
         def lives() -> bool:
             """As a kubelet does, starts it again when it ends by itself: on a busy machine it may lose its Lease."""
-            if not killed.is_set() and not operator.running:
+            if not operator.running and struck.is_set() == again.is_set():
                 operator.start()
             return True
 
@@ -77,14 +77,13 @@ def run(
         if killed.is_set():
             plane.api.delete("Lease", namespace, "tokenservice-operator")  # as if it had run out
             operator.start()
-            killed.clear()
-            struck = True
+            again.set()
         eventually(lambda: lives() and done(), f"the end, killed at {point}", seconds=90)
         assert not operator.surprises()
     finally:
         operator.end()
         proxy.stop()
-    return proxy.writes, struck
+    return proxy.writes, struck.is_set()
 
 
 def points(writes: Sequence[Asked]) -> Iterator[Point]:

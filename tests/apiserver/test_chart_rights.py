@@ -188,8 +188,9 @@ def a_claim(plane: Plane) -> None:
             api.patch("TokenService", "team-a", "warmed", {"spec": {"replicas": 1}})
 
             def settled() -> bool:
-                (pod,) = api.list("Pod", "team-a", labelSelector="tokenservice.dev/deployment=warmed")
-                metadata = pod["metadata"]
+                found = api.list("Pod", "team-a", labelSelector="tokenservice.dev/deployment=warmed")
+                assert len(found) == 1
+                metadata = found[0]["metadata"]
                 assert [owner["kind"] for owner in metadata["ownerReferences"]] == ["ReplicaSet"]
                 return "controller.kubernetes.io/pod-deletion-cost" not in metadata["annotations"]
 

@@ -82,7 +82,8 @@ class Life:
         )
         serving = {pod["metadata"]["uid"] for pod in self.pods(f"tokenservice.dev/service={NAME}")}
         assert cold <= serving, "what served was not touched"
-        assert serving - cold <= warm, "the new replica came from the pool"
+        if point is None:  # where nobody looks after it for long enough, the cold pod that settling begins is first
+            assert serving - cold <= warm, "the new replica came from the pool"
         return run
 
 

@@ -19,7 +19,7 @@ from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
 from tokenservice.options import Options
 from tokenservice.parts import POOL_SECONDS, Parts, classify, owner_key, same
-from tokenservice.runtime.metrics import Metrics
+from tokenservice.runtime.metrics import MISSES, Metrics
 from tokenservice.services.controller import TOKENSERVICES
 from tokenservice.services.store import Key, decode, read
 from tokenservice.watch import Kind, WatchEnded, note
@@ -200,6 +200,54 @@ async def test_a_cordoned_node_asks_the_pools() -> None:
         assert len(await asked(made)) == asks
 
 
+def user(name: str, **spec: Any) -> dict[str, Any]:
+    made = raw(5, spec={**raw()["spec"], **spec})
+    return {**made, "metadata": {**made["metadata"], "name": name, "uid": name}}
+
+
+async def test_a_node_that_is_lost_or_back_asks_those_that_take_warm_pods() -> None:
+    """The news of the pods there may have come before, when the node was still thought to be well."""
+    made = parts()
+    for found in (user("cold"), user("warm", warmPool={"name": "nlp"})):
+        made.services.observe(read(msgspec.json.encode(found)))
+    ready, lost_one, cordoned = node("n"), node("n", ready=False), node("n", unschedulable=True)
+    changes = ((None, ready, 0), (ready, lost_one, 1), (lost_one, ready, 1), (ready, cordoned, 0), (ready, None, 1))
+    for old, new, asks in changes:
+        made._node_changed(old, new)
+        assert await asked(made) == [("tokenservice", ("team", "warm"))] * asks
+
+
+async def test_a_node_that_takes_part_again_asks_those_that_wait_for_its_pods() -> None:
+    made = parts()
+    metadata = {"namespace": "team", "name": "nlp", "uid": "p1", "generation": 1, "resourceVersion": "5"}
+    spec = {"environment": {"image": {"reference": "i"}}}
+    made._pools.observe(msgspec.convert({"metadata": metadata, "spec": spec}, WarmPool))
+    made._warm_pods._waiting[("team", "nlp")] = {KEY}
+    made._node_changed(node("n", unschedulable=True), node("n"))
+    assert ("tokenservice", KEY) in await asked(made)
+
+
+async def test_a_pod_that_is_ready_asks_those_that_wait_for_it() -> None:
+    made = parts()
+    made._warm_pods._waiting[("team", "nlp")] = {KEY}
+    before = warm_pod(1, **{"tokenservice.dev/pool": "nlp"})
+    status = {"conditions": [{"type": "Ready", "status": "True"}]}
+    after = msgspec.structs.replace(before, status=msgspec.convert(status, type(before.status)))
+    made._pod_changed(None, before)
+    assert ("tokenservice", KEY) not in await asked(made)
+    made._pod_changed(before, after)
+    assert ("tokenservice", KEY) in await asked(made)
+
+
+async def test_a_pod_that_is_gone_is_forgotten() -> None:
+    made = parts()
+    effects = made._warm_pods._effects
+    effects._stale["uid"] = "1"
+    metadata = {"namespace": "team", "name": "nlp-1", "uid": "uid", "resourceVersion": "1"}
+    made._pod_changed(msgspec.convert({"metadata": metadata}, Pod), None)
+    assert effects._stale == {}
+
+
 async def test_a_pod_that_finds_no_room_asks_the_pools_of_its_namespace() -> None:
     made = parts()
     spec = {"environment": {"image": {"reference": "i"}}}
@@ -227,6 +275,8 @@ async def test_every_series_of_the_controllers_is_there_from_the_start() -> None
         'workqueue_depth{name="warmpool"} 0.0',
         'controller_runtime_reconcile_total{controller="warmpool",result="success"} 0.0',
         'tokenservice_environments{ready="True"} 0.0',
+        "tokenservice_pool_hits_total 0.0",
+        *(f'tokenservice_pool_misses_total{{reason="{reason}"}} 0.0' for reason in MISSES),
         'tokenservice_environments{ready="False"} 0.0',
         'tokenservice_environment_stage_seconds_count{stage="lock"} 0.0',
         'tokenservice_environment_stage_seconds_count{stage="build"} 0.0',

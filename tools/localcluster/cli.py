@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         help="let the controller manager and the scheduler send 1000 requests a second, for benchmarks",
     )
     upping.add_argument("--audit", action="store_true", default=None, help="log every write (level Metadata)")
+    upping.add_argument(
+        "--audit-bodies",
+        action="store_true",
+        default=None,
+        help="with --audit: log what was sent about pods and TokenServices, too (level Request)",
+    )
     upping.add_argument("--json", action="store_true", help="print what the cluster is as one JSON object")
     downing = command("down", run_down, "take a cluster down; leaves nothing", named=False)
     which = downing.add_mutually_exclusive_group(required=True)
@@ -94,7 +100,14 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 
 def run_up(arguments: argparse.Namespace) -> int:
-    wish = Wish(arguments.shape, arguments.nodes, arguments.kwok_nodes, arguments.raise_client_limits, arguments.audit)
+    wish = Wish(
+        shape=arguments.shape,
+        nodes=arguments.nodes,
+        kwok_nodes=arguments.kwok_nodes,
+        raise_client_limits=arguments.raise_client_limits,
+        audit=arguments.audit,
+        audit_bodies=arguments.audit_bodies,
+    )
     return show(cluster.up(named(arguments), cache_folder(), wish), arguments.json)
 
 

@@ -24,6 +24,7 @@ class Wish:
     kwok_nodes: int | None = None
     raise_client_limits: bool | None = None
     audit: bool | None = None
+    audit_bodies: bool | None = None
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Record:
     kwok_nodes: int = 0
     raise_client_limits: bool = False
     audit: bool = False
+    audit_bodies: bool = False
     registry_secret: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
@@ -84,6 +86,8 @@ def merged(record: Record, wish: Wish) -> Record:
         raise UnsupportedError(f"--nodes {wish.nodes}: give 1 to {MACHINES}.")
     if wish.kwok_nodes is not None and not 0 <= wish.kwok_nodes <= 5000:
         raise UnsupportedError(f"--kwok-nodes {wish.kwok_nodes}: give 0 to 5000.")
+    if wish.audit_bodies and not (record.audit or wish.audit):
+        raise UnsupportedError("--audit-bodies needs --audit.")
     machines = dict(record.machines)
     if record.shape == "node" and wish.nodes is not None:
         if wish.nodes < len(machines):
@@ -103,6 +107,7 @@ def merged(record: Record, wish: Wish) -> Record:
         if wish.raise_client_limits is None
         else wish.raise_client_limits,
         audit=record.audit if wish.audit is None else wish.audit,
+        audit_bodies=record.audit_bodies if wish.audit_bodies is None else wish.audit_bodies,
     )
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import yaml
 
 from .addresses import DNS, KWOK_PODS, PODS, SERVICES, Resolvers, pod_range
+from .paths import HERE
 from .records import Record
 
 DOMAIN = "cluster.local"
 PAUSE_IMAGE = "docker.io/localcluster/pause:1"
+POD_READY = HERE / "kwok" / "pod-ready.yaml"
+"""KWOK's stage of pods that become Ready, which can be told to take its time."""
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
 KUBELET_TUNABLES = {
     "vm/overcommit_memory": "1",
@@ -135,7 +138,6 @@ def control_plane(machine: Machine, record: Record) -> list[dict[str, Any]]:
         stages = [
             "node/fast/node-initialize.yaml",
             "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
-            "pod/fast/pod-ready.yaml",
             "pod/fast/pod-complete.yaml",
             "pod/fast/pod-delete.yaml",
         ]
@@ -147,6 +149,7 @@ def control_plane(machine: Machine, record: Record) -> list[dict[str, Any]]:
             f"--node-ip={record.address}",
             f"--cidr={KWOK_PODS}",
             *(f"--config={machine.kwok_stages / stage}" for stage in stages),
+            f"--config={POD_READY}",
         ]
         components.append(component(machine, "kwok", arguments, after=[api]))
     return components
@@ -193,16 +196,32 @@ def control_plane_files(machine: Machine, record: Record) -> dict[str, str]:
         "clientConnection": {"kubeconfig": str(machine.certificates / "kube-scheduler.kubeconfig"), **limits},
         "leaderElection": {"leaderElect": False},
     }
-    policy = {
+    return {
+        "scheduler.yaml": _yaml(scheduler),
+        "audit-policy.yaml": _yaml(audit_policy(record)),
+        "Corefile": corefile(machine, record),
+    }
+
+
+def audit_policy(record: Record) -> dict[str, Any]:
+    """Writes only. Bodies, where they are asked for, of what has no secrets in it."""
+    bodies = {
+        "level": "Request",
+        "verbs": ["create", "update", "patch"],
+        "resources": [
+            {"group": "", "resources": ["pods"]},
+            {"group": "tokenservice.dev", "resources": ["tokenservices"]},
+        ],
+    }
+    return {
         "apiVersion": "audit.k8s.io/v1",
         "kind": "Policy",
         "omitStages": ["RequestReceived"],
-        "rules": [{"level": "None", "verbs": ["get", "list", "watch"]}, {"level": "Metadata"}],
-    }
-    return {
-        "scheduler.yaml": _yaml(scheduler),
-        "audit-policy.yaml": _yaml(policy),
-        "Corefile": corefile(machine, record),
+        "rules": [
+            {"level": "None", "verbs": ["get", "list", "watch"]},
+            *([bodies] if record.audit_bodies else []),
+            {"level": "Metadata"},
+        ],
     }
 
 

@@ -167,6 +167,7 @@ class ContainerStateTerminated(Struct, frozen=True, kw_only=True):
     signal: int = 0
     reason: str = ""
     message: str = ""
+    finished_at: str | None = None
 
 
 class ContainerStateRunning(Struct, frozen=True, kw_only=True):

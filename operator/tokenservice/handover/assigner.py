@@ -27,6 +27,8 @@ REACH_SECONDS = 30.0
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries; the last one from then on."""
 _BODY_BYTES = 16384
+_OF_THE_POD = frozenset({"already_assigned", "not_kept"})
+"""Codes of token_server."""
 
 Kind = Literal["serves", "refused", "unfit"]
 """serves: the model is there. refused: no warm pod can serve this revision. unfit: this pod cannot; another may."""
@@ -71,11 +73,11 @@ def judge(status: int, body: bytes) -> Outcome | None:
     if status in (429, 503):
         return None
     said = first_line(f"HTTP {status}: {found.error.message}".rstrip(": "))
-    if status == 400:
-        return Outcome("refused", conditions.ASSIGNMENT_REFUSED, said)
     if found.error.code == "load_failed":
         return Outcome("refused", conditions.LOAD_FAILED, first_line(found.error.message))
-    return Outcome("unfit", conditions.ASSIGNMENT_REFUSED, said)
+    # What one pod says of itself is about that pod; anything else, such as what a mesh answers, any pod would say.
+    kind: Kind = "unfit" if found.error.code in _OF_THE_POD else "refused"
+    return Outcome(kind, conditions.ASSIGNMENT_REFUSED, said)
 
 
 class Assigner:
@@ -148,18 +150,21 @@ class Assigner:
         self._on_outcome(pod)
 
     async def _until_answered(self, address: str, token: str, body: bytes) -> Outcome:
-        began, tries = self._clock(), 0
+        unreached: float | None = None
+        tries = 0
         while True:
             try:
                 status, answer = await self._put(address, token, body)
             except (aiohttp.ClientError, TimeoutError) as error:
-                if self._clock() - began >= REACH_SECONDS:
+                now = self._clock()
+                unreached = now if unreached is None else unreached  # a connection may have lasted for long, and ended
+                if now - unreached >= REACH_SECONDS:
                     said = first_line(str(error)) or type(error).__name__
                     return Outcome(
                         "refused", conditions.UNREACHABLE, f"port {protocol.ASSIGN_PORT} does not answer: {said}"
                     )
             else:
-                began = self._clock()
+                unreached = None
                 if outcome := judge(status, answer):
                     return outcome
             await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])

@@ -41,6 +41,7 @@ class State:
         ready: the Deployment's pods of that revision that are Ready.
         unready: those that are not.
         cold: of those, the ones that a warm pod is ahead of: their container has not started, or their node is lost.
+        settling: of the ready ones, those that came from a pool and were handed over just now: as many others go.
         claims: of that revision, on nodes that answer.
         policy: what to do without a warm pod.
         barred: whether warm pods cannot be given this revision.
@@ -56,6 +57,7 @@ class State:
     ready: int
     unready: int
     cold: int
+    settling: int
     claims: Sequence[Claim]
     policy: Policy
     barred: bool
@@ -74,6 +76,7 @@ class Balance:
         settle: claimed pods that can become the Deployment's now, as far as its ReplicaSet has room.
         missed: pods that were to be warm, and for which none waits.
         short: of those, the ones that are not there at all, since nothing but a warm pod will do.
+        begins: claims that begin to settle with this step.
         wait: seconds until a claim can settle; None if none is waiting for time.
 
     """
@@ -84,26 +87,43 @@ class Balance:
     settle: tuple[Claim, ...] = ()
     missed: int = 0
     short: int = 0
+    begins: int = 0
     wait: float | None = None
 
 
-def balance(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
-    """The next step. warm: at most so many pods that can be taken now; asked only where some are needed."""
+def balance(state: State, warm: Callable[[int], tuple[Pod, ...]], turn: Callable[[], float] = lambda: 0.0) -> Balance:
+    """The next step.
+
+    Args:
+        state: what is.
+        warm: at most so many pods that can be taken now; asked only where some are needed.
+        turn: seconds until claims may settle, of which many would at once; asked only where some would.
+
+    """
     if not state.steady:
         return _amid(state, warm)
     deployed = min(state.deployed, state.replicas)
     gap = state.replicas - deployed
-    stand_in, extra = state.claims[:gap], state.claims[gap:]
     # Nobody knows how many of the Deployment's pods go while it is scaled down; what is Ready and asked for stays.
     holes = max(0, deployed - state.ready)
-    kept, drop = _kept(extra, holes if state.observed else len(extra))
-    missing = gap - len(stand_in)
-    wanted = missing + max(0, state.cold - len(kept))
+    ranked = _ranked(state.claims)
+    places = gap + holes if state.observed else len(ranked)
+    here, drop = ranked[:places], ranked[places:]
+    missing = max(0, gap - len(here))
+    # The best are in place of pods that the Deployment is about to have: they are the next to settle.
+    first = max(0, len(here) - gap)
+    kept, stand_in = here[:first], here[first:]
+    # Of those that are not Ready more may be there than are asked for: the ones that have not started go first.
+    cold = min(state.cold, max(0, holes - (state.unready - state.cold)))
+    wanted = missing + max(0, cold - len(kept))
     take = _taken(state, warm, wanted)
     short = max(0, missing - len(take))
     due = [claim for claim in stand_in if claim.serves and _due_at(state, claim) <= state.now]
-    cold = 0 if state.policy == "Required" else short
-    after = deployed + cold + len(due)
+    later = turn() if due and not state.hurry else 0.0
+    if later:
+        due = []
+    begun = 0 if state.policy == "Required" else short
+    after = deployed + begun + len(due)
     still = after == state.deployed and state.observed
     return Balance(
         deployed=after,
@@ -111,14 +131,15 @@ def balance(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
         drop=drop,
         settle=_settling(state, kept) if still else (),
         missed=wanted - len(take) if state.policy != "Never" else 0,
-        short=short - cold,
-        wait=_wait(state, (*stand_in, *kept)),
+        short=short - begun,
+        begins=len(due),
+        wait=min((each for each in (_wait(state, (*stand_in, *kept)), later or None) if each), default=None),
     )
 
 
 def _amid(state: State, warm: Callable[[int], tuple[Pod, ...]]) -> Balance:
     """Pods of two revisions are there: the Deployment is asked for all, and warm pods come in place of its new ones."""
-    wanted = max(0, state.cold - len(state.claims))
+    wanted = max(0, state.cold - len(state.claims) - state.settling)
     take = _taken(state, warm, wanted)
     return Balance(
         deployed=state.replicas,
@@ -135,16 +156,17 @@ def _taken(state: State, warm: Callable[[int], tuple[Pod, ...]], wanted: int) ->
     return warm(wanted)
 
 
-def _kept(extra: Sequence[Claim], room: int) -> tuple[tuple[Claim, ...], tuple[Claim, ...]]:
-    """Those that have a place, and those that have none: the ones that serve come first, then the older ones."""
-    ranked = sorted(extra, key=lambda claim: (not claim.serves, claim.served is None, claim.at))
-    return tuple(ranked[:room]), tuple(ranked[room:])
+def _ranked(claims: Sequence[Claim]) -> tuple[Claim, ...]:
+    """The ones that serve come first, then the ones that did, then the older ones: the last are missed least."""
+    return tuple(sorted(claims, key=lambda claim: (not claim.serves, claim.served is None, claim.at)))
 
 
 def _settling(state: State, kept: Sequence[Claim]) -> tuple[Claim, ...]:
-    """Those that can take the places of pods that the Deployment has begun."""
-    due = [claim for claim in kept if claim.serves and _due_at(state, claim) <= state.now]
-    return tuple(due[: state.unready])
+    """Those that can take the places that the Deployment has for them.
+
+    Whether it has begun a pod there says nothing: it cannot where a quota is used up, by the claimed pod most of all.
+    """
+    return tuple(claim for claim in kept if claim.serves and _due_at(state, claim) <= state.now)
 
 
 def _due_at(state: State, claim: Claim) -> datetime:
@@ -159,10 +181,12 @@ def _wait(state: State, claims: Sequence[Claim]) -> float | None:
     return min(left, default=None)
 
 
-def holds(claims: Sequence[Claim], now: datetime) -> bool:
-    """Whether another revision is to wait until claims of the one that runs have settled.
+def held_for(claims: Sequence[Claim], asked: datetime | None, now: datetime) -> float | None:
+    """For how many seconds more another revision is to wait until claims of the one that runs have settled.
 
-    Only those that serve are waited for: the others are dropped, and nobody misses them.
+    None if it need not. Only those that serve are waited for: the others are dropped, and nobody misses them.
+    asked: when the other revision was asked for; None for just now.
     """
-    since = [claim.served for claim in claims if claim.serves and claim.served]
-    return bool(since) and (now - max(since)).total_seconds() < HOLD_SECONDS
+    served = [claim.served for claim in claims if claim.serves and claim.served]
+    left = HOLD_SECONDS - (now - max(*served, asked or now)).total_seconds() if served else 0.0
+    return left if left > 0 else None

@@ -36,7 +36,7 @@ class Taker:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claimed pod that is neither settled nor on its way out.
+    """A claimed pod that is neither settled nor on its way out; it may have ended.
 
     Attributes:
         pod: the pod.
@@ -46,6 +46,7 @@ class Claim:
         ready: whether the pod is Ready, which a server without a model is, too.
         failing: why its container does not come up; None if it may.
         lost: whether its node does not answer.
+        ended: whether it has ended for good, such as one that was evicted.
 
     """
 
@@ -56,11 +57,12 @@ class Claim:
     ready: bool
     failing: str | None
     lost: bool
+    ended: bool = False
 
     @property
     def serves(self) -> bool:
         """Whether it counts as a replica that takes requests."""
-        return self.served is not None and self.ready and not self.lost
+        return self.served is not None and self.ready and not (self.lost or self.ended)
 
 
 def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now: datetime) -> tuple[Claim, ...]:
@@ -70,7 +72,7 @@ def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now
         pods: those that carry the label.
         owner_uid: of the TokenService; what an earlier one of its name took is garbage collected.
         lost: whether a node does not answer.
-        now: the time, for a pod whose annotations somebody has taken away.
+        now: the time; nothing has happened after it.
 
     """
     found = (_claim(pod, lost, now) for pod in pods if _ours(pod, owner_uid))
@@ -79,23 +81,33 @@ def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now
 
 def _ours(pod: Pod, owner_uid: str) -> bool:
     owner = pod.metadata.controller
-    stays = not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED
-    return stays and owner is not None and owner.uid == owner_uid
+    return not pod.metadata.deletion_timestamp and owner is not None and owner.uid == owner_uid
 
 
 def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
     labels = pod.metadata.labels
-    at = claimed_at(pod) or now
+    # Somebody may have taken the annotation away, or written what they liked.
+    at = min(claimed_at(pod) or time_of(pod.metadata.creation_timestamp) or now, now)
     failures = pod_failures(pod)
     return Claim(
         pod=pod,
         revision=labels.get(names.LABEL_REVISION, ""),
         at=at,
-        served=(served_at(pod) or at) if names.LABEL_SERVICE in labels else None,
+        served=min(served_at(pod) or at, now) if names.LABEL_SERVICE in labels else None,
         ready=readiness(pod) is not None,
-        failing=failures[0].message if failures else None,
+        failing=failures[0].message if failures and not _ran_since(pod, at) else None,
         lost=bool(pod.spec.node_name) and lost(pod.spec.node_name),
+        ended=pod.status.phase in _ENDED,
     )
+
+
+def _ran_since(pod: Pod, at: datetime) -> bool:
+    """Whether the container that serves runs, and has not ended since then: how it ended before says nothing."""
+    for status in pod.status.container_statuses:
+        if status.name == names.CONTAINER and status.state.running is not None:
+            ended = _time(status.last_state.terminated.finished_at) if status.last_state.terminated else None
+            return ended is not None and ended <= at
+    return False
 
 
 def served_at(pod: Pod) -> datetime | None:

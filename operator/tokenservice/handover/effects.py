@@ -65,21 +65,28 @@ class Effects:
         async def one(pod: Pod) -> bool:
             uid = pod.metadata.uid
             patch = patches.claim(pod, taker, revision, pool, self._now())
-            self._wanted.add(uid)
             try:
                 body = await self._client.patch(PODS, taker.namespace, pod.metadata.name, patch)
             except ApiError as error:
+                # It may be there for the taking still, or ours already, where an answer was lost: of neither need the
+                # watch tell anything that matters. A patch of nothing is answered with the pod as it is.
+                if error.is_conflict and await self._patch(pod, patches.nothing(pod)):
+                    return False
                 if error.is_conflict or error.is_not_found:
                     self._stale[uid] = pod.metadata.resource_version
                     return False
                 raise
-            finally:
-                self._wanted.discard(uid)
             _log.info("claimed", action="Pod", pod=pod.metadata.name, pool=pool)
             self._pods.observe(self._pods.decode(body))
             return True
 
-        found = await asyncio.gather(*(one(pod) for pod in pods), return_exceptions=True)
+        # Before anything is waited for: whoever chooses next is to choose others.
+        uids = {pod.metadata.uid for pod in pods}
+        self._wanted |= uids
+        try:
+            found = await asyncio.gather(*(one(pod) for pod in pods), return_exceptions=True)
+        finally:
+            self._wanted -= uids
         for each in found:
             if isinstance(each, BaseException):
                 raise each
@@ -138,8 +145,13 @@ class Effects:
         try:
             body = await self._client.patch(PODS, pod.metadata.namespace, pod.metadata.name, patch, **how)
         except ApiError as error:
-            if error.is_not_found or error.is_conflict:
+            if error.is_not_found or error.is_conflict or _another(error):
                 return False
             raise
         self._pods.observe(self._pods.decode(body))
         return True
+
+
+def _another(error: ApiError) -> bool:
+    """Whether a patch reached another pod of that name: a uid is a field that cannot be changed (422)."""
+    return error.is_invalid and any(field == "metadata.uid" for field, _ in error.causes)

@@ -78,5 +78,10 @@ def finish(pod: Pod, taker: Taker) -> Patch:
     return found
 
 
+def nothing(pod: Pod) -> Patch:
+    """Changes nothing."""
+    return _patch(pod)
+
+
 def _patch(pod: Pod, **metadata: Any) -> Patch:
     return {"metadata": {"uid": pod.metadata.uid, **metadata}}

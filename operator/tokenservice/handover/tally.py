@@ -18,7 +18,7 @@ class Count:
 class Tally:
     """Kept in memory: what is not written yet when the process ends is lost.
 
-    on_change: is told of a pool that somebody took pods from, or would have.
+    on_change: is told of a pool that is to be looked at: somebody took pods from it, or would have, or applied it.
     """
 
     def __init__(self, on_change: Callable[[Key], None]) -> None:
@@ -48,5 +48,5 @@ class Tally:
         self._counts.pop(pool, None)
 
     def changed(self, pool: Key) -> None:
-        """How many of its pods are claimed has changed."""
+        """It was applied, or how many of its pods are claimed has changed."""
         self._on_change(pool)

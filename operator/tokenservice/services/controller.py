@@ -5,33 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
 from typing import Any, Literal, Protocol
 
 import msgspec
 
 from tokenservice.api import conditions, names
-from tokenservice.api.conditions import Verdict
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
-from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod, time_of
+from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import EnvironmentStatus, LastStart, TokenService
-from tokenservice.handover import claim as claims
-from tokenservice.handover import starts
-from tokenservice.handover.assigner import Outcome
-from tokenservice.handover.assignment import Document, document
-from tokenservice.handover.claim import CLAIMS, POOL, Taker
-from tokenservice.handover.effects import PODS, WARMPOOLS, Effects
-from tokenservice.handover.shape import PodSpec, shape
-from tokenservice.handover.tally import Tally
+from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService, TokenServiceStatus
+from tokenservice.handover.claim import CLAIMS
+from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.status import status_patch
-from tokenservice.nodes.fit import lost, unfit
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import RETRY_REFUSED_SECONDS, Refusal
 from tokenservice.pods.schema import InvalidTemplateError
@@ -39,12 +30,13 @@ from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 from tokenservice.services import environment, render, revisions, rollout, warm
-from tokenservice.services.plan import Apply, Child, Plan, plan, pool_refusal, pull_events, wanted
+from tokenservice.services.plan import Apply, Child, Plan, plan, pull_events, wanted
 from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot, Surroundings
 from tokenservice.services.store import Key, Store, read
+from tokenservice.services.taking import WarmPods
 from tokenservice.services.verify import Answer
-from tokenservice.services.warm import Hand, Pooled
+from tokenservice.services.warm import Hand
 
 TOKENSERVICES = Resource(names.GROUP, names.VERSION, "tokenservices", "TokenService")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
@@ -81,8 +73,8 @@ STAGES = {
 }
 """Reasons of Progressing whose time is measured."""
 
-JUST_SECONDS = 600.0
-"""For so long a start counts as one that has just been: before, an operator that begins knows nothing of it."""
+COUNTS_SECONDS = 1.0
+"""Between two writes of a status in which only numbers changed."""
 CLAIM_TRIES = 5
 """Looks for warm pods in one step, where others take them first."""
 
@@ -117,48 +109,19 @@ class Asks(Protocol):
     def ask(self, pod: Pod, /) -> None: ...
 
 
-class Assigns(Protocol):
-    """Gives claimed pods their models, in the background."""
-
-    @property
-    def key_id(self) -> str: ...
-
-    @property
-    def outcomes(self) -> Mapping[str, Outcome]: ...
-
-    def assign(self, pod: Pod, nonce: str, document: Document, seconds: float, /) -> None: ...
-
-
-class Times(Protocol):
-    """Finds out where the seconds of starts went, in the background."""
-
-    @property
-    def timed(self) -> Mapping[str, LastStart | None]: ...
-
-    def time(self, pod: Pod, /) -> None: ...
-
-
-class ServiceMetrics(Protocol):
+class RolloutMetrics(Protocol):
     """What the reconciler reports; times are seconds."""
 
     def rollout_stage(self, stage: str, seconds: float, /) -> None: ...
 
     def rolled_back(self) -> None: ...
 
-    def pool_hit(self, age: float, /) -> None: ...
-
-    def pool_misses(self, reason: str, pods: int, /) -> None: ...
-
-    def started(self, start: LastStart, /) -> None: ...
-
 
 @dataclass(frozen=True)
 class Caches:
     """Caches of the children; revisions and pods are indexed by "namespace/TokenService name", pods that bring images
-    to nodes by that and `PULLS`, claimed ones by that and `CLAIMS`, and those of pools by "namespace/WarmPool name" and
-    `POOL`. nodes: all nodes, none where they cannot be seen. node: one of them. pools: the WarmPools of a namespace
-    that run in the CondaEnvironment of that name. warm_pools: all of
-    them; pool_spec: that of one's pods, once it is known.
+    to nodes by that and `PULLS`, claimed ones by that and `CLAIMS`. nodes: all nodes, none where they cannot be seen.
+    pools: the WarmPools of a namespace that run in the CondaEnvironment of that name. warm_pools: all of them.
     """
 
     deployments: Cache[Deployment]
@@ -168,10 +131,8 @@ class Caches:
     environments: Environments
     revisions: Cache[ControllerRevision]
     nodes: Callable[[], Iterable[Node]] = tuple
-    node: Callable[[str], Node | None] | None = None
     pools: Callable[[str, str], Iterable[object]] = lambda _namespace, _name: ()
     warm_pools: Cache[WarmPool] | None = None
-    pool_spec: Callable[[str, str], PodSpec | None] = lambda _namespace, _name: None
 
 
 @dataclass
@@ -197,12 +158,6 @@ class _Memo:
     """Nodes for which no pod could be made that brings images there, and why."""
     checked: dict[Child, tuple[tuple[bytes | None, str], str | None]] = field(default_factory=dict)
     """Child -> what there is (managed fields, hash) and the hash of what should be, for which nothing was to apply."""
-    shaped: tuple[str, str] | None = None
-    """The name of a revision, and the shape of its pods."""
-    fits: tuple[str, Pooled, Verdict] | None = None
-    """The name of a revision, a pool, and whether its pods fit."""
-    missed: int = 0
-    """Pods for which no warm one waited, as they were counted last."""
 
 
 @dataclass(frozen=True)
@@ -227,10 +182,8 @@ class Reconciler:
         recorder: EventRecorder,
         *,
         asker: Asks,
-        assigner: Assigns,
-        timer: Times,
-        tally: Tally,
-        metrics: ServiceMetrics,
+        warm_pods: WarmPods,
+        metrics: RolloutMetrics,
         cluster_domain: str,
         now: Callable[[], datetime],
     ) -> None:
@@ -240,17 +193,12 @@ class Reconciler:
         self._schemas = schemas
         self._recorder = recorder
         self._asker = asker
-        self._assigner = assigner
-        self._timer = timer
-        self._warm_starts: dict[str, LastStart] = {}
-        """Of pods that were put into a Service, by uid."""
-        self._tally = tally
-        self._effects = Effects(client, caches.pods, now)
-        self._waiting: dict[Key, set[Key]] = {}
-        """WarmPool -> the TokenServices that would take another of its pods."""
+        self._warm = warm_pods
         self._metrics = metrics
         self._stages: dict[Key, tuple[str, datetime | None]] = {}
         """The newest reason of Progressing, and since when; None where that was not seen."""
+        self._written: dict[Key, datetime] = {}
+        """When a status was written last."""
         self._cluster_domain = cluster_domain
         self._now = now
         self._memos: dict[Key, _Memo] = {}
@@ -266,7 +214,8 @@ class Reconciler:
         if service is None:
             self._memos.pop(key, None)
             self._stages.pop(key, None)
-            self._wait_for(key, None, waits=False)
+            self._written.pop(key, None)
+            self._warm.gone(key)
             return Result()
         memo = await self._memo(key, service)
         picture = await self._taken(key, service, memo)
@@ -279,8 +228,8 @@ class Reconciler:
                 self._store.remove(key)
             if current is None or current.deletion_timestamp:
                 return Result()
-        self._assign(key, service, found, hand)
-        wrote = await self._put_into_service(found, hand)
+        self._warm.assign(key, service, found, hand)
+        wrote = await self._warm.put_into_service(found, hand)
         wrote = await self._mark(key, service, found) or wrote
         for apply in step.applies:
             refusal = await self._apply(key, apply, memo)
@@ -293,8 +242,10 @@ class Reconciler:
                 break
             elif apply.child == "deployment":
                 self._tell(key, service, pull_events(found))
+                self._warm.began(key, hand)
         wrote = await self._pull(key, found, memo) or wrote
-        wrote = await self._hand_over(service, snapshot, found, hand) or wrote
+        wrote = await self._go_cold(key, found, hand) or wrote
+        wrote = await self._warm.hand_over(service, snapshot, found, hand) or wrote
         if step.leftover:
             await self._delete(CONDAENVIRONMENTS, key, step.leftover.metadata, "nothing runs from it any more")
         if step.unwanted:
@@ -304,16 +255,15 @@ class Reconciler:
             # The answers may show more than the watches have told so far, and the watches will not tell it again.
             picture = self._picture(service, memo)
             snapshot, found, hand, step = picture.snapshot, picture.found, picture.hand, picture.plan
-            self._assign(key, service, found, hand)
-        self._wait_for(key, service, waits=hand.waits)
-        self._count_misses(service, hand, memo)
+            self._warm.assign(key, service, found, hand)
+        self._warm.note(key, service, hand)
         for pod in found.ask:
             self._asker.ask(pod)
-        self._time_starts(service, snapshot.pods)
+        self._warm.time(service, snapshot.pods)
         if _image(snapshot.surroundings.runs_in) != memo.runs_in:
             # Another image has come in the meantime, which the Deployment is to have before the status speaks of it.
             return Result(requeue_after=0.0)
-        await self._write_status(key, service, step)
+        later = await self._write_status(key, service, step)
         self._time_stage(key, (step.status or service.status).condition(conditions.PROGRESSING), found)
         newest = self._store.get(key)
         if newest is not None and _asks(newest) != _asks(service):
@@ -322,7 +272,9 @@ class Reconciler:
         if step.applies or found.mark or found.again is not None or hand.acts:
             # Seen only after the first writes, of which no watch tells anything that is new.
             return Result(requeue_after=0.0)
-        return Result(requeue_after=step.requeue_after)
+        return Result(
+            requeue_after=min((each for each in (step.requeue_after, later) if each is not None), default=None)
+        )
 
     def _picture(self, service: TokenService, memo: _Memo) -> _Picture:
         namespace, name = service.metadata.namespace, service.metadata.name
@@ -335,7 +287,7 @@ class Reconciler:
             service_object=self._caches.services.get(namespace, name),
             budget=self._caches.budgets.get(namespace, name),
             pods=(*self._caches.pods.by_index(key), *(pod for pod in claimed if _serves(pod))),
-            claims=claims.claims(claimed, service.metadata.uid, self._lost, now) if claimed else (),
+            claims=self._warm.claims(service, claimed),
             now=now,
             cluster_domain=self._cluster_domain,
             surroundings=self._surroundings(service, memo.environment, memo.environment_refusal),
@@ -345,179 +297,37 @@ class Reconciler:
             answers=self._asker.answers,
             asking=self._asker.asking,
             unpullable=memo.unpullable,
-            starts=self._starts(key, claimed),
+            starts=self._warm.starts((*self._caches.pods.by_index(key), *claimed)),
             own_pool=self._pool(namespace, name),
             pool_refusal=memo.pool_refusal,
         )
         found = rollout.step(snapshot)
-        hand = self._hand(snapshot, found, memo)
+        hand = self._warm.hand(snapshot, found)
         snapshot = replace(snapshot, children=_composed(memo, found, hand))
         return _Picture(snapshot, found, hand, plan(snapshot, _changes(snapshot, memo, found), found, hand))
 
-    def _starts(self, key: str, claimed: Iterable[Pod]) -> tuple[LastStart, ...]:
-        """What is known of the starts of these pods."""
-        pods = (*self._caches.pods.by_index(key), *claimed)
-        known = (self._timer.timed.get(pod.metadata.uid) or self._warm_starts.get(pod.metadata.uid) for pod in pods)
-        return tuple(each for each in known if each)
-
-    def _time_starts(self, service: TokenService, pods: Iterable[Pod]) -> None:
-        """Has the starts of pods timed that have just come to their ends; those that came from a pool are known."""
-        before = service.status.last_start
-        last = time_of(before.at) if before else None
-        now = self._now()
-        for pod in pods:
-            at = starts.over_at(pod)
-            if at is None or claims.served_at(pod) or (last and at <= last) or pod.metadata.deletion_timestamp:
-                continue
-            if (now - at).total_seconds() < JUST_SECONDS:
-                self._timer.time(pod)
-
-    # -- pods of a pool
-
-    def _hand(self, snapshot: Snapshot, found: Step, memo: _Memo) -> Hand:
-        service, target = snapshot.service, found.target
-        namespace, name = service.metadata.namespace, service.pool_name
-        pooled = None
-        if name and service.spec.warm_pool and service.spec.warm_pool.policy != "Never":
-            pooled = Pooled(name, self._pool(namespace, name), self._caches.pool_spec(namespace, name))
-        refusal = pool_refusal(snapshot) if pooled else None
-        fits: Verdict | None = ("False", refusal.reason, refusal.message) if refusal else None
-        if pooled and target and not refusal:
-            known = memo.fits
-            if known is None or known[0] != target.name or not known[1].same(pooled):
-                memo.fits = known = target.name, pooled, warm.fit(pooled, target.template)
-            fits = known[2]
-
-        def waiting(count: int) -> tuple[Pod, ...]:
-            if pooled is None or pooled.pool is None or target is None:
-                return ()
-            if memo.shaped is None or memo.shaped[0] != target.name:
-                memo.shaped = target.name, shape(target.template["spec"])
-            metadata = pooled.pool.metadata
-            pods = self._caches.pods.by_index(f"{namespace}/{metadata.name}{POOL}")
-            found = claims.takeable(
-                (pod for pod in pods if self._effects.free(pod)),
-                metadata.name,
-                metadata.uid,
-                shape=memo.shaped[1],
-                key_id=self._assigner.key_id,
-                unfit=self._unfit,
-            )
-            return tuple(islice(found, count))
-
-        return warm.hand(
-            snapshot,
-            found,
-            outcomes=self._assigner.outcomes,
-            key_id=self._assigner.key_id,
-            lost=self._lost,
-            warm=waiting,
-            fits=fits,
-        )
-
     def _pool(self, namespace: str, name: str) -> WarmPool | None:
         return self._caches.warm_pools.get(namespace, name) if self._caches.warm_pools else None
-
-    def _lost(self, name: str) -> bool:
-        """Whether a node does not answer; where nodes cannot be seen, each does."""
-        if self._caches.node is None or not name:
-            return False
-        node = self._caches.node(name)
-        return node is None or lost(node)
-
-    def _unfit(self, name: str) -> bool:
-        """Whether no pod is to be taken from a node."""
-        if self._caches.node is None:
-            return False
-        node = self._caches.node(name)
-        return node is None or unfit(node) is not None
 
     async def _taken(self, key: Key, service: TokenService, memo: _Memo) -> _Picture:
         """The picture, once the warm pods are claimed that it asks for: nothing is to come before that."""
         picture = self._picture(service, memo)
         for _ in range(CLAIM_TRIES):
-            take, pool = picture.hand.balance.take, service.pool_name
-            if not take or pool is None or service.metadata.deletion_timestamp:
+            if not picture.hand.balance.take or service.metadata.deletion_timestamp:
                 break
-            taker = Taker(*key, uid=service.metadata.uid)
-            for pod in await self._effects.claim(taker, take, picture.hand.revision, pool):
-                made = time_of(pod.metadata.creation_timestamp) or self._now()
-                self._metrics.pool_hit((self._now() - made).total_seconds())
-                self._tally.add((key[0], pool), hits=1)
+            await self._warm.claim(key, service, picture.hand)
             picture = self._picture(service, memo)
         return picture
 
-    def _assign(self, key: Key, service: TokenService, found: Step, hand: Hand) -> None:
-        if found.target is None:
-            return
-        seconds = float(service.spec.rollout.progress_deadline_seconds)
-        for each in hand.assign:
-            nonce = each.pod.metadata.annotations.get(names.ANNOTATION_NONCE, "")
-            self._assigner.assign(each.pod, nonce, document("/".join(key), found.target.template), seconds)
-
-    async def _put_into_service(self, found: Step, hand: Hand) -> bool:
-        """Sends requests to the pods whose model is there. Returns whether there were any."""
-        if found.target is not None:
-            for each, stages in hand.serve:
-                at = await self._effects.serve(each, found.target.template, stages)
-                if at is not None:
-                    start = starts.warm(each.pod, stages, at)
-                    self._warm_starts[each.pod.metadata.uid] = start
-                    self._metrics.started(start)
-        return bool(hand.serve)
-
-    async def _hand_over(self, service: TokenService, snapshot: Snapshot, found: Step, hand: Hand) -> bool:
-        """What can wait: drops claims, and makes others the Deployment's. Returns whether anything was done."""
-        metadata = service.metadata
-        if metadata.deletion_timestamp or found.target is None:
+    async def _go_cold(self, key: Key, found: Step, hand: Hand) -> bool:
+        """Writes on a revision that it goes without warm pods. Returns whether there was anything to write."""
+        if hand.cold is None or found.target is None:
             return False
-        if hand.cold is not None:
-            await self._patch_revision((metadata.namespace, metadata.name), found.target.name, warm.mark(hand.cold))
-            _log.warning(
-                "goes without warm pods",
-                action=REVISIONS.kind,
-                revision=found.target.name,
-                reason=hand.cold.reason,
-                error=hand.cold.message,
-            )
-        for pod, why in hand.drop:
-            await self._effects.drop(pod, why)
-        taker = Taker(metadata.namespace, metadata.name, metadata.uid)
-        settled = 0
-        if hand.balance.settle:
-            ready = warm.ready(snapshot, hand.revision)
-            settled = await self._effects.settle(taker, hand.balance.settle, hand.revision, ready)
-        for pod in hand.finish:
-            await self._effects.finish(taker, pod)
-        return bool(hand.cold or hand.drop or settled or hand.finish)
-
-    def forget(self, uid: str) -> None:
-        """A pod is gone."""
-        self._warm_starts.pop(uid, None)
-        self._effects.forget(uid)
-
-    def _wait_for(self, key: Key, service: TokenService | None, *, waits: bool) -> None:
-        """Keeps in mind who would take another pod of which pool."""
-        pool = (key[0], service.pool_name) if service and service.pool_name and waits else None
-        for known, keys in tuple(self._waiting.items()):
-            if known[0] == key[0] and known != pool and key in keys:
-                keys.discard(key)
-                if not keys:
-                    del self._waiting[known]
-        if pool:
-            self._waiting.setdefault(pool, set()).add(key)
-
-    def _count_misses(self, service: TokenService, hand: Hand, memo: _Memo) -> None:
-        """Each pod once for which no warm one waited, as often as the step is repeated."""
-        more = hand.balance.missed - memo.missed
-        memo.missed = hand.balance.missed
-        if more > 0 and service.pool_name:
-            self._metrics.pool_misses(hand.miss, more)
-            self._tally.add((service.metadata.namespace, service.pool_name), misses=more)
-
-    def waiting_for(self, pool: Key) -> tuple[Key, ...]:
-        """The TokenServices that would take another pod of the WarmPool."""
-        return tuple(self._waiting.get(pool, ()))
+        name = found.target.name
+        await self._patch_revision(key, name, warm.mark(hand.cold))
+        reason, message = hand.cold.reason, hand.cold.message
+        _log.warning("goes without warm pods", action=REVISIONS.kind, revision=name, reason=reason, error=message)
+        return True
 
     def _surroundings(self, service: TokenService, wanted: Manifest | None, refusal: Refusal | None) -> Surroundings:
         namespace = service.metadata.namespace
@@ -617,6 +427,8 @@ class Reconciler:
         live = self._observe(apply.child, body)
         if apply.child == "revision":
             return None
+        if apply.child == "pool":
+            self._warm.changed(key)  # the answer is known now, and the watch has nothing to tell that is newer
         # What we own right after our own apply is all there is to own: nothing is applied again before it changes.
         memo.checked[apply.child] = _state(live), applied_hash(apply.manifest)
         return None
@@ -721,8 +533,12 @@ class Reconciler:
         kept = [entry for entry in entries if (entry["manager"], entry["operation"]) != (names.OPERATOR, "Update")]
         return await self._client.patch(resource, *key, {"metadata": {"managedFields": kept}})
 
-    async def _write_status(self, key: Key, service: TokenService, step: Plan) -> None:
+    async def _write_status(self, key: Key, service: TokenService, step: Plan) -> float | None:
+        """Returns seconds after which to look again, if the status is to be written later."""
         if step.status is not None:
+            left = self._counts_wait(key, service, step.status)
+            if left:
+                return left
             patch = status_patch(service.status, step.status)
             try:
                 body = await self._client.patch_status(TOKENSERVICES, *key, patch)
@@ -730,11 +546,22 @@ class Reconciler:
                 if not error.is_not_found:
                     raise
                 self._store.remove(key)
-                return
+                return None
             self._store.observe(read(body))
+            self._written[key] = self._now()
             if service.pool_name and step.status.warm_replicas != service.status.warm_replicas:
-                self._tally.changed((key[0], service.pool_name))
+                self._warm.changed((key[0], service.pool_name))
         self._tell(key, service, step.events)
+        return None
+
+    def _counts_wait(self, key: Key, service: TokenService, status: TokenServiceStatus) -> float:
+        """Seconds for which a status is not written in which only numbers changed: of a pod that goes from a pool to
+        the Deployment they change half a dozen times.
+        """
+        written = self._written.get(key)
+        if written is None or service.pool_name is None or not _only_counts(service.status, status):
+            return 0.0
+        return max(0.0, COUNTS_SECONDS - (self._now() - written).total_seconds())
 
     def _tell(self, key: Key, service: TokenService, events: Iterable[Event]) -> None:
         about = ObjectRef(names.API_VERSION, TOKENSERVICES.kind, *key, uid=service.metadata.uid)
@@ -753,6 +580,17 @@ def _asks(service: TokenService) -> tuple[str, int, str, str | None]:
 def _lost(apply: Apply) -> bool:
     """Whether it is about something that was as it should be before."""
     return apply.child != "revision" and apply.why != "changed"
+
+
+def _only_counts(before: TokenServiceStatus, after: TokenServiceStatus) -> bool:
+    """Whether nothing changed but numbers, and the words that have them in it."""
+
+    def rest(status: TokenServiceStatus) -> TokenServiceStatus:
+        conditions = tuple(msgspec.structs.replace(each, message="") for each in status.conditions)
+        counts = dict.fromkeys(("replicas", "ready_replicas", "updated_replicas", "warm_replicas"), 0)
+        return msgspec.structs.replace(status, conditions=conditions, last_start=None, **counts)
+
+    return rest(before) == rest(after)
 
 
 def _serves(pod: Pod) -> bool:

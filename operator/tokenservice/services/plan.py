@@ -318,7 +318,7 @@ def _status(snapshot: Snapshot, facts: Facts) -> TokenServiceStatus:
         url=render.url(service, snapshot.cluster_domain),
         selector=f"{LABEL_SERVICE}={service.metadata.name}",
         replicas=(counts.replicas if counts else 0) + len(claims),
-        ready_replicas=(counts.ready_replicas if counts else 0) + facts.hand.serving,
+        ready_replicas=facts.hand.counted(counts.ready_replicas if counts else 0) + facts.hand.serving,
         updated_replicas=(counts.updated_replicas if counts and step.updated else 0) + updated,
         warm_replicas=len(claims),
         current_revision=_current(before.current_revision, facts),

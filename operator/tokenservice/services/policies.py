@@ -54,7 +54,8 @@ class Facts:
 
     @property
     def available(self) -> int:
-        return self.hand.serving + (self.deployment.status.available_replicas if self.deployment else 0)
+        known = self.deployment.status.available_replicas if self.deployment else 0
+        return self.hand.serving + self.hand.counted(known)
 
     @property
     def asked(self) -> int:
@@ -81,13 +82,18 @@ class Facts:
     @property
     def settled(self) -> bool:
         """Whether one template alone runs as often as asked, whichever it is."""
-        if not self.deployment or not self.observed:
+        if not self.deployment:
+            return False
+        if self.hand.claims or self.hand.settling:
+            # The Deployment is about to be scaled, or was just now, and a pod that a claimed one stands for may be on
+            # its way still: what is there tells, and not the Deployment.
+            step, gone = self.step, self.deployment.metadata.deletion_timestamp is not None
+            alone = step.target is not None and step.running == step.target.name and not step.left
+            return alone and not self.outdated and not gone and self.available >= self.desired
+        if not self.observed:
             return False
         status = self.deployment.status
-        if not self.hand.claims:
-            return status.updated_replicas == status.replicas == status.available_replicas == self.desired
-        # A pod that a claimed one stands for may be on its way still.
-        return status.updated_replicas == status.replicas == self.asked and self.available >= self.desired
+        return status.updated_replicas == status.replicas == status.available_replicas == self.desired
 
     @property
     def mixed(self) -> bool:

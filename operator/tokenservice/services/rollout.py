@@ -19,7 +19,7 @@ from tokenservice.api import names
 from tokenservice.api.conditions import cut
 from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, stamp, time_of
 from tokenservice.api.v1alpha1 import Failure
-from tokenservice.handover.balance import holds
+from tokenservice.handover.balance import held_for
 from tokenservice.handover.claim import served_at
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
@@ -392,12 +392,15 @@ def _targeted(snapshot: Snapshot, found: Step, update: Wanted, mine: Mapping[str
     if found.updated and found.good and not found.verified:
         held = _doubtful(snapshot, _pods_of(snapshot, update.name)) and bool(_pods_of(snapshot, found.good))
         return replace(found, target=update, hold=held)
-    if current is None or found.updated or found.verified:
+    if current is None or found.updated:
         return replace(found, target=update)
-    if _halfway(snapshot):
+    if not found.verified and _halfway(snapshot):
         return replace(found, target=current, hold=_unproven(found), waits=True)
-    if holds([claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)], snapshot.now):
-        return replace(found, target=current, hold=_unproven(found), hurry=True)
+    settle = [claim for claim in snapshot.claims if claim.revision == revisions.label(current.name)]
+    if wait := held_for(settle, update.since, snapshot.now):
+        return replace(found, target=current, hold=_unproven(found), hurry=True, requeue_after=wait)
+    if found.verified:
+        return replace(found, target=update)
     if service.spec.rollout.pre_pull and {*prepull.images(update.template)} - {*prepull.images(current.template)}:
         found = _pulled(snapshot, found, update, current)
         if found.target is not update:

@@ -62,12 +62,14 @@ class Cold(msgspec.Struct, frozen=True, omit_defaults=True):
         reason: of a condition.
         message: in words.
         at: when that was found, as a timestamp of Kubernetes.
+        asked: what was asked for then (`revisions.asked`): asked for anything else, it is tried again.
 
     """
 
     reason: str
     message: str
     at: str
+    asked: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Hand:
         drop: pods to delete, each with the reason.
         cold: why the revision goes without warm pods from now on.
         finish: pods that have settled.
+        ready: the Deployment's pods that are Ready, of whatever revision.
+        settling: of those, the ones that were handed over just now: the Deployment may not count them yet.
         verdict: WarmPoolReady; None without a pool.
         requeue_after: seconds after which to look again without a change.
 
@@ -98,6 +102,8 @@ class Hand:
     drop: tuple[tuple[Pod, str], ...] = ()
     cold: Cold | None = None
     finish: tuple[Pod, ...] = ()
+    ready: int = 0
+    settling: int = 0
     verdict: Verdict | None = None
     requeue_after: float | None = None
 
@@ -105,6 +111,10 @@ class Hand:
     def serving(self) -> int:
         """How many replicas serve that are not the Deployment's."""
         return sum(1 for claim in self.claims if claim.serves)
+
+    def counted(self, known: int) -> int:
+        """The Deployment's replicas, of which it says itself that there are so many: those just handed over, too."""
+        return max(known, self.ready) if self.settling else known
 
     @property
     def waits(self) -> bool:
@@ -131,6 +141,7 @@ def hand(
     lost: Callable[[str], bool],
     warm: Callable[[int], tuple[Pod, ...]],
     fits: Verdict | None,
+    turn: Callable[[], float] = lambda: 0.0,
 ) -> Hand:
     """The next step.
 
@@ -142,16 +153,18 @@ def hand(
         lost: whether a node does not answer.
         warm: at most so many pods of the pool that can be taken now.
         fits: whether pods of the pool are of the right shape; None without a pool.
+        turn: seconds until claims may settle.
 
     """
     service, target = snapshot.service, found.target
-    deployed = snapshot.deployment.spec.replicas if snapshot.deployment else 0
+    deployed = _asked(snapshot)
     if target is None:  # nothing is known to be right, so nothing is taken and nothing given up
         return Hand(deployed, snapshot.claims, verdict=fits)
     label = revisions.label(target.name)
-    going = {**_unusable(snapshot.claims, label, key_id), **_failed(snapshot.claims, outcomes)}
+    going = {**_failed(snapshot.claims, outcomes), **_unusable(snapshot.claims, label, key_id)}
     claims = tuple(claim for claim in snapshot.claims if claim.pod.metadata.uid not in going)
-    until = cold_until(_revision(snapshot, target))
+    before = _said(snapshot, target)
+    until = cold_until(before)
     cold = _cold(snapshot, outcomes, label)
     policy = service.spec.warm_pool.policy if service.spec.warm_pool else "Never"
     pods = _of(snapshot, label)
@@ -164,15 +177,16 @@ def hand(
         ready=len(pods) - len(unready),
         unready=len(unready),
         cold=sum(1 for pod in unready if not _begun(pod) or lost(pod.spec.node_name)),
+        settling=sum(1 for pod in pods if _costs(pod) and readiness(pod)),
         claims=claims,
         policy=policy,
-        barred=cold is not None or (until is not None and until > snapshot.now) or not (fits and fits[0] == "True"),
+        barred=cold is not None or before is not None or not (fits and fits[0] == "True"),
         hurry=found.hurry,
         now=snapshot.now,
     )
-    done = balance(state, warm)
+    done = balance(state, warm, turn)
     waits = [done.wait]
-    if until and until > snapshot.now and done.missed:
+    if until and done.missed:
         waits.append((until - snapshot.now).total_seconds())
     dropped = {claim.pod.metadata.uid for claim in done.drop}
     kept = tuple(claim for claim in claims if claim.pod.metadata.uid not in dropped)
@@ -191,7 +205,9 @@ def hand(
         ),
         cold=cold,
         finish=_finished(snapshot, state),
-        verdict=_verdict(fits, cold or _said(_revision(snapshot, target), snapshot.now)),
+        ready=sum(1 for pod in _deployed(snapshot.pods) if readiness(pod)),
+        settling=sum(1 for pod in _deployed(snapshot.pods) if _costs(pod) and readiness(pod)),
+        verdict=_verdict(fits, cold or before),
         requeue_after=min((wait for wait in waits if wait is not None), default=None),
     )
 
@@ -223,16 +239,18 @@ def mark(cold: Cold) -> Manifest:
     return {"metadata": {"annotations": {names.ANNOTATION_COLD: msgspec.json.encode(cold).decode()}}}
 
 
-def cold_until(revision: ControllerRevision | None) -> datetime | None:
+def cold_until(said: Cold | None) -> datetime | None:
     """Until when a revision goes without warm pods; None if it need not."""
-    said = _read(revision)
     at = time_of(said.at) if said else None
     return at + timedelta(seconds=COLD_SECONDS) if at else None
 
 
-def _said(revision: ControllerRevision | None, now: datetime) -> Cold | None:
-    until = cold_until(revision)
-    return _read(revision) if until and until > now else None
+def _said(snapshot: Snapshot, target: Wanted) -> Cold | None:
+    """Why the revision goes without warm pods still: not for long, and not once something else is asked for."""
+    said = _read(next((each for each in snapshot.revisions if each.metadata.name == target.name), None))
+    until = cold_until(said)
+    lasts = until is not None and until > snapshot.now
+    return said if said and lasts and said.asked == revisions.asked(snapshot.service) else None
 
 
 def _read(revision: ControllerRevision | None) -> Cold | None:
@@ -259,6 +277,8 @@ def _unusable(claims: Sequence[Claim], label: str, key_id: str) -> dict[str, str
         uid, annotations = claim.pod.metadata.uid, claim.pod.metadata.annotations
         if claim.revision != label:
             found[uid] = "of another revision"
+        elif claim.ended:
+            found[uid] = "it has ended"
         elif claim.lost:
             found[uid] = "its node does not answer"
         elif claim.served is None and annotations.get(names.ANNOTATION_KEY) != key_id:
@@ -283,13 +303,13 @@ def _cold(snapshot: Snapshot, outcomes: Mapping[str, Outcome], label: str) -> Co
     failed = _failed(snapshot.claims, outcomes)
     for claim in snapshot.claims:
         uid = claim.pod.metadata.uid
-        if uid not in failed or claim.revision != label or claim.lost:
+        if uid not in failed or claim.revision != label or claim.lost or claim.ended:
             continue
         outcome = outcomes.get(uid)
         if outcome and outcome.kind == "unfit":
             continue
         reason = outcome.reason if outcome else reasons.LOAD_FAILED
-        return Cold(reason, reasons.cut(failed[uid], 512), stamp(snapshot.now))
+        return Cold(reason, reasons.cut(failed[uid], 512), stamp(snapshot.now), asked=revisions.asked(snapshot.service))
     return None
 
 
@@ -303,6 +323,13 @@ def _steady(snapshot: Snapshot, found: Step) -> bool:
 def _observed(snapshot: Snapshot) -> bool:
     deployment = snapshot.deployment
     return deployment is not None and deployment.status.observed_generation >= deployment.metadata.generation
+
+
+def _asked(snapshot: Snapshot) -> int:
+    """How many the Deployment is asked for. Of one that was deleted, and has left its pods, as many are there still."""
+    if snapshot.deployment is not None:
+        return snapshot.deployment.spec.replicas
+    return min(snapshot.service.spec.replicas, len(_deployed(snapshot.pods)))
 
 
 def _deployed(pods: Sequence[Pod]) -> tuple[Pod, ...]:
@@ -324,19 +351,19 @@ def _begun(pod: Pod) -> bool:
 
 
 def _finished(snapshot: Snapshot, state: State) -> tuple[Pod, ...]:
-    """Pods that a ReplicaSet has taken in, and whose place is not in question any more."""
-    pods = _deployed(snapshot.pods)
-    if state.steady and len(pods) > state.deployed:
+    """Pods that a ReplicaSet has taken in, that its Deployment counts, and whose place is not in question any more."""
+    pods, deployment = _deployed(snapshot.pods), snapshot.deployment
+    found = tuple(pod for pod in pods if _costs(pod) and pod.metadata.controller is not None)
+    if not found or deployment is None:
         return ()
-    return tuple(pod for pod in pods if _takes_part(pod))
+    # Nobody knows how many the new ReplicaSet of a rollout is asked for; with none that is not Ready, none is too many.
+    questioned = len(pods) > state.deployed if state.steady else state.unready > 0
+    counted = deployment.status.ready_replicas >= sum(1 for pod in pods if readiness(pod))
+    return found if counted and not questioned else ()
 
 
-def _takes_part(pod: Pod) -> bool:
+def _costs(pod: Pod) -> bool:
+    """Whether it came from a pool, and has the deletion cost that helps it to settle."""
     metadata = pod.metadata
-    ours = names.ANNOTATION_CLAIMED_FROM in metadata.annotations
-    costs = metadata.annotations.get(names.ANNOTATION_DELETION_COST) == patches.COST
-    return ours and costs and metadata.controller is not None and names.LABEL_CLAIM not in metadata.labels
-
-
-def _revision(snapshot: Snapshot, target: Wanted) -> ControllerRevision | None:
-    return next((each for each in snapshot.revisions if each.metadata.name == target.name), None)
+    ours = names.ANNOTATION_CLAIMED_FROM in metadata.annotations and names.LABEL_CLAIM not in metadata.labels
+    return ours and metadata.annotations.get(names.ANNOTATION_DELETION_COST) == patches.COST

@@ -76,6 +76,17 @@ def test_an_audit_log_has_writes_only() -> None:
     assert policy["rules"] == [{"level": "None", "verbs": ["get", "list", "watch"]}, {"level": "Metadata"}]
 
 
+def test_bodies_are_logged_when_asked_for_and_never_those_of_secrets() -> None:
+    policy = yaml.safe_load(rendered(Wish(audit=True, audit_bodies=True)).files["audit-policy.yaml"])
+    _, bodies, rest = policy["rules"]
+    assert bodies["level"] == "Request"
+    assert bodies["resources"] == [
+        {"group": "", "resources": ["pods"]},
+        {"group": "tokenservice.dev", "resources": ["tokenservices"]},
+    ]
+    assert rest == {"level": "Metadata"}
+
+
 def test_client_limits_are_raised_only_when_asked_for() -> None:
     for wish, expected in ((Wish(), False), (Wish(raise_client_limits=True), True)):
         found = rendered(wish)
@@ -183,6 +194,7 @@ def test_up_again_keeps_what_it_does_not_name() -> None:
         (Wish(nodes=41), "1 to 40"),
         (Wish(kwok_nodes=2), "take it down first"),
         (Wish(kwok_nodes=-1), "0 to 5000"),
+        (Wish(audit_bodies=True), "needs --audit"),
     ],
 )
 def test_what_cannot_be_changed_is_refused(wish: Wish, words: str) -> None:

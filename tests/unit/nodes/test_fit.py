@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenservice.api.meta import Node, Taint
-from tokenservice.nodes.fit import UNPACKED, takes, tolerated, unfit
+from tokenservice.nodes.fit import UNPACKED, lost, takes, tolerated, unfit
 
 from tests.unit.services.builders import node
 
@@ -344,3 +344,12 @@ def test_devices(allocatable: dict[str, str], asked: dict[str, Any], fits: bool)
 @given(st.integers(0, 16), st.lists(st.integers(0, 8), max_size=4))
 def test_a_node_takes_as_many_devices_as_it_has(there: int, counts: list[int]) -> None:
     assert takes(node("n", allocatable={GPU: str(there)}), gpus(*map(str, counts))) is (sum(counts) <= there)
+
+
+def test_which_node_is_lost() -> None:
+    assert not lost(node("n"))
+    assert not lost(node("n", unschedulable=True, pressure=True)), "its pods serve"
+    assert lost(node("n", ready=False))
+    unknown = {"metadata": {"name": "n"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    assert lost(msgspec.convert(unknown, Node))
+    assert lost(msgspec.convert({"metadata": {"name": "n"}}, Node))

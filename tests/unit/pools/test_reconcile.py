@@ -413,6 +413,51 @@ async def test_in_a_burst_numbers_are_written_once_a_second() -> None:
     assert cluster.pool.status.ready_replicas == 19
 
 
+async def test_what_its_pods_are_made_from_is_told_and_who_takes_them_is_asked() -> None:
+    cluster = Cluster(replicas=1, **REF)
+    assert cluster.reconciler.spec(*KEY) is None
+    await cluster.reconcile()
+    assert cluster.reconciler.spec(*KEY) is None, "there is no image"
+    cluster.environments["nlp"] = environment("nlp")
+    asked = len(cluster.made)
+    await cluster.reconcile()
+    spec = cluster.reconciler.spec(*KEY)
+    assert spec
+    assert spec["containers"][0]["image"] == BUILT
+    assert len(cluster.made) == asked + 1
+    cluster.want(replicas=2, **REF)
+    await cluster.reconcile()
+    cluster.want(replicas=2, template={"spec": {"nodeselector": {}}}, **REF)
+    await cluster.reconcile()
+    assert cluster.reconciler.spec(*KEY) is None, "and nobody knows whether any would fit"
+    asked = len(cluster.made)
+    await cluster.reconcile()
+    assert (len(cluster.made), {*cluster.made}) == (asked, {KEY})
+    cluster.pool = None
+    await cluster.reconcile()
+    assert cluster.reconciler.spec(*KEY) is None
+
+
+async def test_a_pod_that_has_just_been_claimed_is_not_deleted() -> None:
+    cluster = Cluster(replicas=2)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    for raw in cluster.pods.values():
+        raw["metadata"]["resourceVersion"] = "1"
+    cluster.look()
+    claimed = cluster.pods["nlp-1"]
+    labels = {key: value for key, value in claimed["metadata"]["labels"].items() if key != names.LABEL_POOL}
+    cluster.pods["nlp-1"] = {**claimed, "metadata": {**claimed["metadata"], "labels": labels, "resourceVersion": "2"}}
+    cluster.want(replicas=0)
+    with pytest.raises(ApiError, match="Conflict"):
+        await cluster.reconcile(settle=False)
+    assert "nlp-1" in cluster.pods
+    cluster.look()
+    await cluster.reconcile()
+    assert cluster.names == ["nlp-1"]
+
+
 def changes(seed: int) -> list[Callable[[Cluster], None]]:
     dice = random.Random(seed)
     images = [f"registry.example.com/serving:{number}" for number in (1, 2)]

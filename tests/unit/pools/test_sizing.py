@@ -7,11 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenservice.api.meta import Pod, stamp
-from tokenservice.handover.claim import is_member
 from tokenservice.pools.sizing import ENDED_SECONDS, Member, Size, size
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -113,24 +111,6 @@ def test_a_pod_that_ended_is_replaced_but_not_at_once() -> None:
     found = sized(2, young, old)
     assert (deleted(found), found.create) == ([("pool-2", "ended")], ("pool-3",))
     assert found.wait == timedelta(seconds=ENDED_SECONDS - 10)
-
-
-@pytest.mark.parametrize(
-    ("meta", "expected"),
-    [
-        ({}, True),
-        ({"deletionTimestamp": "2026-03-01T12:00:00Z"}, False),
-        ({"labels": {"tokenservice.dev/service": "chat"}}, False),
-        ({"ownerReferences": [{"kind": "WarmPool", "name": "pool", "uid": "u2", "controller": True}]}, False),
-        ({"ownerReferences": []}, False),
-    ],
-)
-def test_who_is_a_member(meta: dict[str, Any], expected: bool) -> None:
-    mine = {
-        "labels": {"tokenservice.dev/pool": "pool"},
-        "ownerReferences": [{"kind": "WarmPool", "name": "pool", "uid": "u1", "controller": True}],
-    }
-    assert is_member(pod("pool-1", **{**mine, **meta}), "pool", "u1") is expected
 
 
 class World:

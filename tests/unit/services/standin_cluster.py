@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -10,28 +10,32 @@ import msgspec
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import ControllerRevision, Deployment, Node, Object, Pod, stamp
+from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import LastStart, TokenService, TokenServiceStatus
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document
 from tokenservice.handover.claim import CLAIMS, POOL
 from tokenservice.handover.tally import Tally
-from tokenservice.kube.client import Client, Resource
+from tokenservice.kube.client import MERGE, STRATEGIC, Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
 from tokenservice.pods.source import SchemaSource
-from tokenservice.services.controller import PULLS, Caches, Reconciler
+from tokenservice.services.controller import COUNTS_SECONDS, PULLS, Caches, Reconciler
 from tokenservice.services.store import Store
+from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Answer, restarts
 
 from tests.support.merge_patch import merge_patch
 from tests.unit.pods.builders import Schemas
-from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, service
+from tests.unit.services.builders import BUILT, CONDA, IMAGE, NOW, environment, node, service
 
 KEY = ("team", "demo")
 KEY_ID = "key"
 REF: dict[str, Any] = {"ref": {"name": "nlp"}}
 INLINE: dict[str, Any] = {"conda": CONDA}
 IMAGES: dict[str, Any] = {"image": {"reference": IMAGE}}
+NODE = node("any")
+"""A node of which a test says nothing."""
 PROGRESS = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable", "message": ""}
 
 
@@ -51,12 +55,30 @@ class Cluster:
         self.version = 0
         self.meanwhile: Callable[[], None] | None = None
         """What somebody else does while a Deployment is being applied."""
+        self.dated = False
+        """Whether what is applied has a time of its making."""
         self.crash_at: int | None = None
         """The operator dies with the answer to the write of that number on its way."""
+        self.crash_early = False
+        """Or rather with that write on its way."""
+        self.before_patch: Callable[[str], None] | None = None
+        """What somebody else does to a pod just before it is patched."""
         self.store = Store()
         caches: dict[str, Any] = {field: Cache(self, plural, kind) for field, (plural, kind) in KINDS.items()}
         self.nodes: tuple[Node, ...] = ()
-        self.caches = Caches(**caches, nodes=lambda: self.nodes)
+        self.pools: dict[str, WarmPool] = {}
+        self.pool_specs: dict[str, Any] = {}
+        self.caches = Caches(
+            **caches,
+            nodes=lambda: self.nodes,
+            warm_pools=cast("Any", Pools(self)),
+        )
+        self.around = Around(
+            caches["pods"],
+            cast("Any", Pools(self)),
+            spec=lambda _namespace, name: self.pool_specs.get(name),
+            node=lambda name: next((node for node in self.nodes if node.metadata.name == name), NODE),
+        )
         self.rollout: dict[str, Any] = {"prePull": False}
         """Of every spec that says nothing else."""
         self.verdict: Any = "right"
@@ -78,6 +100,17 @@ class Cluster:
     def restarted(self) -> Reconciler:
         """The operator's reconciler, which remembers nothing."""
         self.answers.clear()
+        self.assigner.outcomes.clear()
+        self.assigner.given.clear()
+        self.warm_pods = WarmPods(
+            cast("Client", self),
+            self.around,
+            assigner=self.assigner,
+            timer=self.timer,
+            tally=Tally(self.pools_asked.append),
+            metrics=self,
+            now=self.clock,
+        )
         self.reconciler = Reconciler(
             cast("Client", self),
             self.store,
@@ -85,9 +118,7 @@ class Cluster:
             cast("SchemaSource", Schemas()),
             cast("EventRecorder", self),
             asker=self,
-            assigner=self.assigner,
-            timer=self.timer,
-            tally=Tally(self.pools_asked.append),
+            warm_pods=self.warm_pods,
             metrics=self,
             cluster_domain="cluster.local",
             now=self.clock,
@@ -185,13 +216,20 @@ class Cluster:
         self.writes.clear()
         asked = self.asked
         result = await self.reconciler.reconcile(KEY)
-        while result.requeue_after == 0.0 or self.asked != asked:
+        while self._soon(result.requeue_after) or self.asked != asked:
             asked = self.asked
             result = await self.reconciler.reconcile(KEY)
         done, self.writes = self.writes, []
         await self.reconciler.reconcile(KEY)
         assert self.writes == [], "a second look writes nothing"
         return done
+
+    def _soon(self, seconds: float | None) -> bool:
+        """Whether to look again at once; where there are claims, numbers are written a moment later, which passes."""
+        if seconds and self.service.pool_name and seconds <= COUNTS_SECONDS:
+            self.now += timedelta(seconds=seconds)
+            return True
+        return seconds == 0.0
 
     async def live(
         self, steps: Iterable[Callable[[], None]], crash_at: int | None, check: Callable[[], None] = lambda: None
@@ -248,6 +286,7 @@ class Cluster:
         return msgspec.json.encode({"metadata": msgspec.to_builtins(self.service.metadata)})
 
     async def apply(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], **_: Any) -> bytes:
+        self._writes()
         if resource.plural in self.refusals:
             self.writes.append(f"refused {resource.plural}")
             raise self.refusals[resource.plural]
@@ -258,6 +297,7 @@ class Cluster:
             **body["metadata"],
             "uid": f"uid of {resource.plural} {name}",
             "resourceVersion": self._next(),
+            **({"creationTimestamp": stamp(self.now)} if self.dated and not before else {}),
             "generation": generation,
             "managedFields": [
                 {"manager": "tokenservice-operator", "operation": "Apply", "fieldsV1": owned(body)},
@@ -272,6 +312,7 @@ class Cluster:
 
     async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> bytes:
         name = body["metadata"]["name"]
+        self._writes()
         if resource.plural in self.refusals:
             raise self.refusals[resource.plural]
         if (resource.plural, name) in self.objects:
@@ -281,21 +322,47 @@ class Cluster:
         self._wrote(f"create {resource.plural}")
         return msgspec.json.encode(self.objects[resource.plural, name])
 
-    async def patch(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
-        self.objects[resource.plural, name] = merge_patch(self.objects[resource.plural, name], body)
+    async def patch(
+        self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], *, content_type: str = MERGE
+    ) -> bytes:
+        if self.before_patch and resource.plural == "pods":
+            self.before_patch(name)
+        known = self.objects.get((resource.plural, name))
+        if known is None:
+            raise ApiError(404, "NotFound")
+        asked, has = body["metadata"], known["metadata"]
+        if asked.get("resourceVersion", has.get("resourceVersion")) != has.get("resourceVersion"):
+            raise ApiError(409, "Conflict")
+        if asked.get("uid", has.get("uid")) != has.get("uid"):
+            raise ApiError(422, "Invalid", "field is immutable", (("metadata.uid", "field is immutable"),))
+        made = (strategic_patch if content_type == STRATEGIC else merge_patch)(known, body)
+        if made == known:
+            return msgspec.json.encode(known)
+        self._writes()
+        made["metadata"] = {**made["metadata"], "resourceVersion": self._next()}
+        self.objects[resource.plural, name] = made
         self._wrote(f"patch {resource.plural}")
-        return msgspec.json.encode(self.objects[resource.plural, name])
+        return msgspec.json.encode(made)
+
+    async def list(self, resource: Resource, *, namespace: str, label_selector: str) -> AsyncIterator[bytes]:
+        wanted = dict(term.split("=") for term in label_selector.split(","))
+        found = (raw for (plural, _), raw in self.objects.items() if plural == resource.plural)
+        items = [raw for raw in found if wanted.items() <= raw["metadata"]["labels"].items()]
+        yield msgspec.json.encode({"items": items})
 
     async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> bytes:
         found = self.objects.get((resource.plural, name))
         if found is None:
             raise ApiError(404, "NotFound")
-        assert found["metadata"]["uid"] == uid
+        if found["metadata"]["uid"] != uid:
+            raise ApiError(409, "Conflict")
+        self._writes()
         del self.objects[resource.plural, name]
         self._wrote(f"delete {resource.plural}")
-        return b"{}"
+        return msgspec.json.encode({**found, "metadata": {**found["metadata"], "deletionTimestamp": stamp(self.now)}})
 
     async def patch_status(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> bytes:
+        self._writes()
         status = merge_patch(msgspec.to_builtins(self.service.status), body["status"])
         raw = msgspec.to_builtins(self.service)
         made = {**raw, "status": status}
@@ -307,6 +374,10 @@ class Cluster:
 
     def event(self, _about: object, reason: str, _note: str, *, type: str, **_: Any) -> None:
         self.events.append((type, reason))
+
+    def _writes(self) -> None:
+        if self.crash_early and self.crash_at == len(self.writes) + 1:
+            raise CrashError
 
     def _wrote(self, what: str) -> None:
         self.writes.append(what)
@@ -330,6 +401,15 @@ class Timer:
 
     def time(self, pod: Pod) -> None:
         self.timed.setdefault(pod.metadata.uid, None)
+
+
+def strategic_patch(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """A merge patch, but for owners, whose merge key is the uid."""
+    metadata = dict(patch["metadata"])
+    gone = {each["uid"] for each in metadata.pop("ownerReferences") if each == {"$patch": "delete", "uid": each["uid"]}}
+    made: dict[str, Any] = merge_patch(target, {**patch, "metadata": metadata})
+    owners = [each for each in made["metadata"].get("ownerReferences", ()) if each["uid"] not in gone]
+    return {**made, "metadata": {**made["metadata"], "ownerReferences": owners}}
 
 
 class Assigner:
@@ -360,8 +440,7 @@ class Cache:
     def by_index(self, key: str) -> tuple[Any, ...]:
         found = [raw for (plural, _), raw in self._cluster.objects.items() if plural == self._plural]
         if self._plural == "pods":
-            kind = next((end for end in (PULLS, CLAIMS, POOL) if key.endswith(end)), "")
-            found = [raw for raw in found if _kind(raw["metadata"]["labels"]) == kind]
+            found = [raw for raw in found if _key(raw["metadata"]["labels"]) == key]
         return tuple(msgspec.json.decode(msgspec.json.encode(raw), type=self._kind) for raw in found)
 
     def decode(self, data: bytes) -> Any:
@@ -371,10 +450,12 @@ class Cache:
         """It is there already."""
 
 
-def _kind(labels: Mapping[str, str]) -> str:
-    """The end of a pod's key in the index; "" of one that serves."""
+def _key(labels: Mapping[str, str]) -> str:
+    """A pod's key in the index."""
     kinds = ((names.LABEL_POOL, POOL), (names.LABEL_PRE_PULL, PULLS), (names.LABEL_CLAIM, CLAIMS))
-    return next((end for label, end in kinds if label in labels), "")
+    found = ((label, end) for label, end in (*kinds, (names.LABEL_SERVICE, "")) if label in labels)
+    label, end = next(found)
+    return f"team/{labels[label]}{end}"
 
 
 KINDS: dict[str, tuple[str, type[Any]]] = {
@@ -385,6 +466,23 @@ KINDS: dict[str, tuple[str, type[Any]]] = {
     "environments": ("condaenvironments", CondaEnvironment),
     "revisions": ("controllerrevisions", ControllerRevision),
 }
+
+
+class Pools:
+    """The WarmPools that a test has made, and those that were applied."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def get(self, _namespace: str, name: str) -> WarmPool | None:
+        raw = self._cluster.objects.get(("warmpools", name))
+        return self._cluster.pools.get(name) or (self.decode(msgspec.json.encode(raw)) if raw else None)
+
+    def decode(self, data: bytes) -> WarmPool:
+        return msgspec.json.decode(data, type=WarmPool)
+
+    def observe(self, pool: WarmPool) -> None:
+        """It is there already."""
 
 
 def owned(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 from tokenservice.api.meta import Condition, Deployment
 from tokenservice.api.v1alpha1 import Failure
+from tokenservice.handover.balance import Balance
 from tokenservice.pods.refusal import Refusal
 from tokenservice.services import amounts
 from tokenservice.services.policies import Facts, conditions
 from tokenservice.services.revisions import Wanted
 from tokenservice.services.rollout import Step
+from tokenservice.services.warm import Hand
 
+from tests.unit.handover.builders import claim, loads, serves
 from tests.unit.services.builders import deployment, service
 
 CRASH = Failure(pod="demo-1", container="server", reason="CrashLoopBackOff", message="no model (exit code 1)")
@@ -42,6 +45,7 @@ def facts(
     environment: tuple[str, str, str] | None = None,
     unbuilt: bool = False,
     step: Step = GOOD,
+    hand: Hand | None = None,
     **spec: Any,
 ) -> dict[str, Condition]:
     made = conditions(
@@ -54,9 +58,11 @@ def facts(
             environment=environment,
             unbuilt=unbuilt,
             step=step,
+            hand=hand or Hand(0),
         )
     )
     between = ["EnvironmentReady"] if environment else []
+    between += ["WarmPoolReady"] if hand and hand.verdict else []
     back = ["RolledBack"] if step.back else []
     assert [condition.type for condition in made] == ["Ready", *between, "Available", "Progressing", *back]
     return {condition.type: condition for condition in made}
@@ -269,3 +275,67 @@ def test_conditions_say_which_generation_they_describe() -> None:
 )
 def test_a_percentage_is_rounded_down(value: int | str, replicas: int, pods: int) -> None:
     assert amounts.pods(value, replicas) == pods
+
+
+# -- pods of a pool
+
+FITS = ("True", "Fits", "pods of WarmPool nlp fit")
+EMPTY = ("False", "NotFound", "no WarmPool nlp\nin this namespace")
+
+
+def test_replicas_that_came_from_a_pool_count() -> None:
+    hand = Hand(1, (serves("a"), serves("b")), verdict=FITS)
+    found = facts(deployment(replicas=1), hand=hand, replicas=3)
+    assert (found["Ready"].status, found["Ready"].message) == ("True", "3 of 3 replicas serve")
+    assert found["Available"].message == "3 replicas serve, 3 are needed"
+    assert (found["Progressing"].status, found["Progressing"].reason) == ("False", "Complete")
+    assert (found["WarmPoolReady"].status, found["WarmPoolReady"].reason) == ("True", "Fits")
+
+
+def test_replicas_without_a_model_do_not_count() -> None:
+    for missing in (loads("b"), claim("b", served=9, ready=False), claim("b", served=9, lost=True)):
+        found = facts(deployment(replicas=1), hand=Hand(1, (serves("a"), missing)), replicas=3)
+        assert (found["Ready"].status, found["Ready"].message) == ("False", "2 of 3 replicas serve")
+        assert found["Available"].status == "False"
+
+
+def test_a_deployment_that_is_being_scaled_for_a_claim_changes_nothing() -> None:
+    hand = Hand(2, (serves("a"), serves("b")))
+    for observed, existing in ((0, 1), (1, 1), (1, 2)):
+        live = deployment(replicas=2, observed=observed, existing=existing, updated=existing, available=1)
+        found = facts(live, hand=hand, replicas=3)
+        assert (found["Ready"].status, found["Available"].status) == ("True", "True")
+
+
+def test_nor_does_a_pod_that_was_handed_over_and_is_not_counted_yet() -> None:
+    live = deployment(replicas=2, available=1)
+    found = facts(live, hand=Hand(2, ready=2, settling=1), replicas=2)
+    assert (found["Ready"].status, found["Available"].status) == ("True", "True")
+    found = facts(live, hand=Hand(2, ready=2), replicas=2)
+    assert (found["Ready"].status, found["Available"].status) == ("False", "False"), "else the Deployment tells"
+
+
+def test_replicas_of_two_revisions_are_not_all_of_the_newest() -> None:
+    hand = Hand(3, (serves("a"),))
+    live = deployment(replicas=3, existing=4, updated=1, available=3)
+    step = Step(running="demo-2", update=UPDATE, good="demo-1", target=UPDATE, left=True)
+    assert facts(live, hand=hand, step=step, replicas=3)["Ready"].status == "False"
+    assert facts(deployment(replicas=3), hand=hand, outdated=True, replicas=3)["Ready"].status == "False"
+
+
+def test_replicas_that_wait_for_a_warm_pod() -> None:
+    hand = Hand(1, (serves("a"),), balance=Balance(1, missed=2, short=2), verdict=EMPTY)
+    found = facts(deployment(replicas=1), hand=hand, replicas=4)
+    for kind in ("Ready", "Progressing"):
+        assert (found[kind].status, found[kind].reason) == ("False", "WaitingForWarmPod")
+    assert found["Ready"].message == (
+        "2 of 4 replicas serve; 2 wait for a warm pod (spec.warmPool.policy: Required): no WarmPool nlp"
+    )
+    assert found["WarmPoolReady"].reason == "NotFound"
+    found = facts(deployment(replicas=1), hand=Hand(1, balance=Balance(1, short=1), verdict=FITS), replicas=2)
+    assert found["Ready"].message.endswith("(spec.warmPool.policy: Required)")
+
+
+def test_a_pod_that_fails_is_told_before_one_that_is_waited_for() -> None:
+    hand = Hand(1, balance=Balance(1, missed=1, short=1))
+    assert facts(deployment(replicas=1), CRASH, hand=hand, replicas=2)["Ready"].reason == "CrashLoopBackOff"

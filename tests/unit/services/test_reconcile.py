@@ -19,6 +19,7 @@ from tokenservice.kube.events import EventRecorder
 from tokenservice.pods.source import SchemaSource
 from tokenservice.services.controller import Caches, Reconciler
 from tokenservice.services.store import Store
+from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Answer
 
 from tests.unit.pods.builders import Schemas
@@ -129,9 +130,15 @@ async def test_a_spec_that_arrives_with_the_answer_to_the_status_is_carried_out(
         cast("SchemaSource", Schemas()),
         cast("EventRecorder", Recorder()),
         asker=Asker(),
-        assigner=Assigner(),
-        timer=Timer(),
-        tally=Tally(lambda _: None),
+        warm_pods=WarmPods(
+            cast("Client", Api(answer)),
+            Around(Cache(Pod)),
+            assigner=Assigner(),
+            timer=Timer(),
+            tally=Tally(lambda _: None),
+            metrics=Metrics(),
+            now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC),
+        ),
         metrics=Metrics(),
         cluster_domain="cluster.local",
         now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC),

@@ -92,3 +92,32 @@ def test_the_users_of_an_environment_are_those_that_the_store_holds(happened: li
     for environment_name in "abc":
         held = {("team", service.metadata.name) for service in store if service.environment_name == environment_name}
         assert set(store.users_of("team", environment_name)) == held
+
+
+def with_pool(version: int, name: str = "demo", **pool: Any) -> dict[str, Any]:
+    made = raw(version, **({"warmPool": pool} if pool else {}))
+    return {**made, "metadata": {**made["metadata"], "name": name}}
+
+
+def test_who_takes_pods_from_a_pool_follows_the_specs() -> None:
+    store = Store()
+    store.observe(decode(with_pool(1, name="nlp")))
+    store.observe(decode(with_pool(2, name="demo")))
+    store.observe(decode(with_pool(3, name="third")))
+    assert store.takers_of("team", "nlp") == ()
+    store.observe(decode(with_pool(4, name="demo", replicas=1)))
+    store.observe(decode(taking(5, "third", "nlp")))
+    store.observe(decode(with_pool(6, name="nlp", replicas=2)))
+    assert sorted(store.takers_of("team", "nlp")) == [("team", "nlp"), ("team", "third")]
+    assert store.takers_of("team", "demo") == (("team", "demo"),), "its own, of its own name"
+    assert store.takers_of("other", "nlp") == ()
+    store.observe(decode(taking(7, "third", "demo")))
+    assert sorted(store.takers_of("team", "demo")) == [("team", "demo"), ("team", "third")]
+    store.observe(decode(with_pool(8, name="third")))
+    store.remove(("team", "demo"))
+    assert store.takers_of("team", "demo") == ()
+
+
+def taking(version: int, name: str, pool: str) -> dict[str, Any]:
+    made = raw(version, warmPool={"name": pool})
+    return {**made, "metadata": {**made["metadata"], "name": name}}
