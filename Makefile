@@ -82,6 +82,10 @@ bench-history: $(READY) ## what changes of real projects' locks cost, in our lay
 bench-rollout: $(READY) ## what clients notice of an environment change, a rollback and a drained node
 	@$(VENV)/python -m bench.rollout
 
+.PHONY: bench-start
+bench-start: $(READY) ## where a new replica's seconds go: without its image, with it, from a pool; draws a chart
+	@$(VENV)/python -m bench.start --chart docs/start-stages.svg
+
 .PHONY: crds
 crds: $(READY) ## carries crds/ and values.yaml over to the chart and the docs
 	@$(VENV)/python -m tools.sync_crds

@@ -8,16 +8,15 @@ unpacked, by a pod; it gets again every layer above the lowest that changed.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from dataclasses import dataclass
 
-from bench.cluster import ROOT, BenchError, Cluster
-from bench.environment_registry import LOCALCLUSTER, Registry
+from bench.cluster import BenchError, Cluster
+from bench.containerd import KUBELET, Containerd
+from bench.environment_registry import Registry
 
 ARMS = "bench"
 """Namespace of containerd, and of the pods."""
-KUBELET = "k8s.io"
 PULL_SECONDS = 600.0
 EMPTY_SECONDS = 60.0
 _IMPORTS = "import tqdm, numpy, torch; print(tqdm.__version__)"
@@ -38,11 +37,12 @@ class Node:
     def __init__(self, cluster: Cluster, registry: Registry) -> None:
         self._cluster = cluster
         self._registry = registry
+        self._containerd = Containerd(cluster)
 
     def pull(self, image: str) -> int:
         """Pulls with `ctr`; bytes read."""
         mark = self._registry.mark()
-        self.ctr(ARMS, "images", "pull", "--plain-http", image)
+        self._containerd.ctr(ARMS, "images", "pull", "--plain-http", image)
         return self._registry.pulled_since(mark)
 
     def empty(self, kubelets: str = "") -> None:
@@ -50,15 +50,11 @@ class Node:
 
         Raises BenchError if something of it stays.
         """
-        for namespace, prefix in ((ARMS, ""), *(((KUBELET, kubelets),) if kubelets else ())):
-            images = [name for name in self._lines(namespace, "images", "ls", "-q") if name.startswith(prefix)]
-            if namespace == KUBELET and images:
-                # The kubelet's images have a second name: their config's digest.
-                images += self._second_names(images)
-            if images:
-                self.ctr(namespace, "images", "rm", "--sync", *images)
+        self._containerd.remove(ARMS)
+        if kubelets:
+            self._containerd.remove(KUBELET, kubelets)
         deadline = time.monotonic() + EMPTY_SECONDS
-        while left := self._lines(ARMS, "content", "ls", "-q"):
+        while left := self._containerd.lines(ARMS, "content", "ls", "-q"):
             if time.monotonic() > deadline:
                 raise BenchError(f"containerd keeps {len(left)} blobs of images that were removed")
             time.sleep(0.5)
@@ -92,23 +88,6 @@ class Node:
         pulled = self._registry.pulled_since(mark)
         self._cluster.run("kubectl", "delete", "pod", name, "-n", ARMS, "--wait")
         return Ran(pulled, seconds, said)
-
-    def ctr(self, namespace: str, *words: str) -> str:
-        """Runs `ctr` on the node. Raises BenchError with its words."""
-        name = str(self._cluster.facts["name"])
-        command = (*LOCALCLUSTER, "exec", "--name", name, "--", "ctr", "--namespace", namespace, *words)
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        if done.returncode:
-            raise BenchError(f"ctr {' '.join(words[:2])}: {done.stderr.strip()[-500:]}")
-        return done.stdout
-
-    def _lines(self, namespace: str, *words: str) -> list[str]:
-        return self.ctr(namespace, *words).split()
-
-    def _second_names(self, images: list[str]) -> list[str]:
-        rows = [line.split() for line in self.ctr(KUBELET, "images", "ls").splitlines()[1:]]
-        digests = {row[2] for row in rows if row[0] in images}
-        return [row[0] for row in rows if row[0].startswith("sha256:") and row[2] in digests]
 
     def _pull_seconds(self, pod: str) -> float | None:
         """As the kubelet tells it in the event Pulled."""

@@ -12,7 +12,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from bench.cluster import ROOT, BenchError, Cluster
+from bench.containerd import LOCALCLUSTER
 
 PORT = 5001
 """On the cluster's first machine, beside the cluster's own registry."""
-LOCALCLUSTER = (sys.executable, str(ROOT / "tools" / "localcluster"))
 START_SECONDS = 30.0
 
 _LINE = re.compile(r'"([A-Z]+) (\S+) HTTP/[0-9.]+" (\d{3}) (\d+|-)')
