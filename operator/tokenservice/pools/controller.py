@@ -35,7 +35,7 @@ from tokenservice.pools import giving, render
 from tokenservice.pools.bucket import Bucket
 from tokenservice.pools.giving import Amounts, Around, Given, Giver
 from tokenservice.pools.plan import Plan, plan
-from tokenservice.pools.sizing import Member
+from tokenservice.pools.sizing import GIVES_WAY, Member
 from tokenservice.pools.snapshot import Snapshot
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
@@ -176,6 +176,10 @@ class Reconciler:
         if memo.gone:
             return Result()
         step, failed = self._plan(pool, memo), None
+        if any(why == GIVES_WAY for _, why in step.size.delete):
+            # Told first: as soon as there is room, nobody waits for it any more.
+            await self._write_status(key, pool, memo, step)
+            pool = self._caches.pools.get(*key) or pool
         if step.size.create or step.size.delete:
             try:
                 await self._delete(key, step)

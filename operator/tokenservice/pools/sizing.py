@@ -18,6 +18,9 @@ ENDED_SECONDS = 30.0
 """How old a pod that has ended must be to be replaced: whatever ends pods at once, a disk that is full for one, would
 otherwise have them made and ended without a pause."""
 
+GIVES_WAY = "gives way"
+"""Why a pod goes that is idle where another one finds no room."""
+
 _ENDED = frozenset({"Failed", "Succeeded"})
 
 
@@ -105,7 +108,7 @@ def size(
     old_enough, wait = _old_enough(ended, now)
     going: dict[str, tuple[Pod, str]] = {member.pod.metadata.name: (member.pod, "ended") for member in old_enough}
     for member in _given(members, gives):
-        going.setdefault(member.pod.metadata.name, (member.pod, "gives way"))
+        going.setdefault(member.pod.metadata.name, (member.pod, GIVES_WAY))
     staying = [member for member in members if member.pod.metadata.name not in going]
     surplus = max(0, len(staying) - replicas)
     if surplus:
