@@ -348,7 +348,8 @@ def test_scaled_up_from_a_pool(
         answer = client.ask(f"http://{address}:8000/v1/completions", asked, Authorization=f"Bearer {KEY}")
         assert answer.json["choices"][0]["text"]
     finally:
-        cluster.kubectl("-n", SYSTEM, "scale", "deployment", RELEASE, "--replicas", "1")
+        cluster.kubectl("-n", SYSTEM, "scale", "deployment", RELEASE, "--replicas", "2")
+        cluster.kubectl("-n", SYSTEM, "rollout", "status", "deployment", RELEASE, "--timeout=120s")
     module_space.patch("tiny", replicas=1, warmPool=None)
     module_space.api.delete("WarmPool", module_space.name, "tiny")
     module_space.ready("tiny")
