@@ -197,11 +197,19 @@ class Watching(Api):
             (f"/api/v1/namespaces/{SYSTEM}/pods?{jobs}", moments.take_pod),
             (f"/apis/{names.API_VERSION}/condaenvironments?", moments.take_environment),
         )
+        async with self._following(watches, moments):
+            yield moments
+
+    @contextlib.asynccontextmanager
+    async def _following(
+        self, watches: Iterable[tuple[str, Callable[[str, msgspec.Raw], None]]], moments: Moments
+    ) -> AsyncGenerator[None, None]:
+        """Paths, and who takes what is seen there."""
         tasks = [asyncio.create_task(self._follow(path, take, moments)) for path, take in watches]
         for task in tasks:
             task.add_done_callback(moments.take_end)
         try:
-            yield moments
+            yield
         finally:
             for task in tasks:
                 task.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -134,10 +133,5 @@ class Following(Watching):
         """From what is there now on."""
         story = Story(on_state=on_state)
         path = f"/apis/{names.API_VERSION}/namespaces/{namespace}/tokenservices?fieldSelector=metadata.name={name}"
-        task = asyncio.create_task(self._follow(path, story.take_service, story))
-        task.add_done_callback(story.take_end)
-        try:
+        async with self._following([(path, story.take_service)], story):
             yield story
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -161,12 +160,5 @@ class Onlooker(Watching):
             (f"/api/v1/namespaces/{namespace}/pods?", scene.take_any_pod),
             (f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?", scene.take_slice),
         )
-        tasks = [asyncio.create_task(self._follow(path, take, scene)) for path, take in watches]
-        for task in tasks:
-            task.add_done_callback(scene.take_end)
-        try:
+        async with self._following(watches, scene):
             yield scene
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)

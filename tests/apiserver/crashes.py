@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Literal
 import httpx
 import yaml
 
-from tests.apiserver.conftest import Plane, write_kubeconfig
+from tests.apiserver.conftest import SYSTEM, Plane, write_kubeconfig
 from tests.support.faulty_proxy import Asked, Fault, FaultyProxy, Kind
+from tests.support.played_kubelet import played
 from tests.support.wait import eventually
 
 AT_ONCE = 6
@@ -19,6 +21,19 @@ Moment = Literal["before", "after"]
 MOMENTS: tuple[Moment, ...] = ("before", "after")
 Point = tuple[str, str, int, Moment]
 """Verb, resource, the how manieth of these, and whether before it or after."""
+
+
+@contextlib.contextmanager
+def kubelet(plane: Plane) -> Iterator[None]:
+    """The played kubelet; and Leases anywhere, for operators that look after one namespace each."""
+    account = f"--serviceaccount={SYSTEM}:op-tokenservice-operator"
+    plane.cluster.kubectl("create", "clusterrole", "leases", "--verb=get,create,update", "--resource=leases")
+    plane.cluster.kubectl("create", "clusterrolebinding", "leases", "--clusterrole=leases", account)
+    try:
+        with played(plane.api):
+            yield
+    finally:
+        plane.cluster.kubectl("delete", "clusterrolebinding,clusterrole", "leases")
 
 
 def run(

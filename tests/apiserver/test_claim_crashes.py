@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.apiserver import crashes
-from tests.apiserver.conftest import SYSTEM, Plane
+from tests.apiserver.conftest import Plane
 from tests.apiserver.crashes import AT_ONCE, MOMENTS, Point, kinds, points
 from tests.support.api import Object
 from tests.support.cluster import condition, token_service
 from tests.support.faulty_proxy import Asked
-from tests.support.played_kubelet import TOLERATION, played
+from tests.support.played_kubelet import TOLERATION
 from tests.support.wait import eventually
 
 IMAGE = "registry.invalid/slow:1"
@@ -89,15 +89,8 @@ class Life:
 
 @pytest.fixture(scope="module")
 def kubelet(plane: Plane) -> Iterator[None]:
-    """The played kubelet; and Leases anywhere, for operators that look after one namespace each."""
-    account = f"--serviceaccount={SYSTEM}:op-tokenservice-operator"
-    plane.cluster.kubectl("create", "clusterrole", "leases", "--verb=get,create,update", "--resource=leases")
-    plane.cluster.kubectl("create", "clusterrolebinding", "leases", "--clusterrole=leases", account)
-    try:
-        with played(plane.api):
-            yield
-    finally:
-        plane.cluster.kubectl("delete", "clusterrolebinding,clusterrole", "leases")
+    with crashes.kubelet(plane):
+        yield
 
 
 @pytest.fixture

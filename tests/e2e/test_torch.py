@@ -224,21 +224,32 @@ print(json.dumps([os.getuid(), os.getgid(), torch.cuda.is_available(), *map(writ
     assert seen[3:] == ["Read-only file system"] * 3 + [True]
 
 
+def apply_pool(space: Space, tiny: Object, model_image: str) -> None:
+    """examples/pool.yaml with this image of the model, and the key that `tiny` has."""
+    pool: dict[str, Any] = yaml.safe_load((ROOT / "examples/pool.yaml").read_text())
+    pool["spec"]["template"]["spec"]["volumes"][0]["image"]["reference"] = model_image
+    pool["spec"]["api"] = tiny["spec"]["api"]
+    space.api.apply(space.name, pool)
+
+
+def filled(space: Space) -> Object:
+    """The pool, once it is warm."""
+
+    def look() -> Object:
+        found = space.there("WarmPool", "tiny")
+        assert condition(found).get("reason") == "Warm", found.get("status")
+        return found
+
+    return eventually(look, "the pool is warm", seconds=120)
+
+
 def test_a_pod_of_a_pool_takes_a_model_and_keeps_it(
     module_space: Space, tiny: Object, model_image: str, client: Client, cluster: Cluster
 ) -> None:
     """examples/pool.yaml, which has the environment and shape of `tiny`. The test assigns, in the operator's place."""
-    pool: dict[str, Any] = yaml.safe_load((ROOT / "examples/pool.yaml").read_text())
-    pool["spec"]["template"]["spec"]["volumes"][0]["image"]["reference"] = model_image
-    pool["spec"]["api"] = tiny["spec"]["api"]
-    module_space.api.apply(module_space.name, pool)
+    apply_pool(module_space, tiny, model_image)
 
-    def filled() -> Object:
-        found = module_space.there("WarmPool", "tiny")
-        assert condition(found).get("reason") == "Warm", found.get("status")
-        return found
-
-    assert eventually(filled, "the pool is warm", seconds=120)["status"]["readyReplicas"] == 1
+    assert filled(module_space)["status"]["readyReplicas"] == 1
     (pod,) = module_space.api.list("Pod", module_space.name, labelSelector="tokenservice.dev/pool=tiny")
     name = pod["metadata"]["name"]
     secret = module_space.api.get("Secret", SYSTEM, f"{RELEASE}-token-key")
@@ -289,20 +300,12 @@ def test_scaled_up_from_a_pool(
     module_space: Space, tiny: Object, model_image: str, client: Client, cluster: Cluster
 ) -> None:
     """The new replica serves before imports would end, becomes the Deployment's, and needs nobody from then on."""
-    pool: dict[str, Any] = yaml.safe_load((ROOT / "examples/pool.yaml").read_text())
-    pool["spec"]["template"]["spec"]["volumes"][0]["image"]["reference"] = model_image
-    pool["spec"]["api"] = tiny["spec"]["api"]
-    module_space.api.apply(module_space.name, pool)
+    apply_pool(module_space, tiny, model_image)
     module_space.patch("tiny", warmPool={"name": "tiny"})
     module_space.ready("tiny")
     module_space.condition("tiny", "WarmPoolReady", "Fits")
 
-    def filled() -> Object:
-        found = module_space.there("WarmPool", "tiny")
-        assert condition(found).get("reason") == "Warm", found.get("status")
-        return found
-
-    eventually(filled, "the pool is warm", seconds=120)
+    filled(module_space)
     (warm,) = module_space.api.list("Pod", module_space.name, labelSelector="tokenservice.dev/pool=tiny")
     name = warm["metadata"]["name"]
     pods = Timeline(module_space.api, "Pod", module_space.name)
@@ -330,7 +333,7 @@ def test_scaled_up_from_a_pool(
     assert deployment["spec"]["replicas"] == 2
     assert warm["metadata"]["uid"] in module_space.uids("tiny")
     assert len(module_space.uids("tiny")) == 2
-    eventually(filled, "the pool is filled again", seconds=120)
+    filled(module_space)
 
     cluster.kubectl("-n", SYSTEM, "scale", "deployment", RELEASE, "--replicas", "0")
     try:

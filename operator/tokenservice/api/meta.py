@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from tokenservice.api.names import CONTAINER
+
 
 def time_of(stamp: str | None) -> datetime | None:
     """A timestamp of Kubernetes' as a time; None for none."""
@@ -232,3 +234,13 @@ class Pod(Struct, frozen=True, kw_only=True):
     metadata: ObjectMeta
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended for good, such as one that was evicted."""
+        return self.status.phase in ("Failed", "Succeeded")
+
+    @property
+    def server(self) -> ContainerStatus | None:
+        """The status of the container that serves; None before there is one."""
+        return next((each for each in self.status.container_statuses if each.name == CONTAINER), None)

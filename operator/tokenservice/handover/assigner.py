@@ -20,6 +20,8 @@ from tokenservice.api.conditions import first_line
 from tokenservice.api.meta import Pod
 from tokenservice.handover import tokens
 from tokenservice.handover.assignment import Document
+from tokenservice.pods import calls
+from tokenservice.pods.calls import Calls, beginning
 
 CONNECT_SECONDS = 2.0
 REACH_SECONDS = 30.0
@@ -92,16 +94,13 @@ class Assigner:
 
     def __init__(self, key: bytes, *, on_outcome: Callable[[Pod], None], clock: Callable[[], float]) -> None:
         self._key = key
+        self.key_id = tokens.key_id(key)
+        """Of the key with which a pod's token must have been made."""
         self._on_outcome = on_outcome
         self._clock = clock
-        self._session: aiohttp.ClientSession | None = None
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        # As many connections as there are pods: one is held while a model loads.
+        self._calls = Calls("assign", connections=0)
         self._outcomes: dict[str, Outcome] = {}
-
-    @property
-    def key_id(self) -> str:
-        """Of the key with which a pod's token must have been made."""
-        return tokens.key_id(self._key)
 
     @property
     def outcomes(self) -> Mapping[str, Outcome]:
@@ -114,40 +113,27 @@ class Assigner:
         nonce: with which the pod's token was made. seconds: after which it is given up.
         """
         uid = pod.metadata.uid
-        if uid not in self._tasks and uid not in self._outcomes:
-            self._tasks[uid] = asyncio.create_task(self._bring(pod, nonce, document, seconds), name=f"assign-{uid}")
+        if uid not in self._outcomes:
+            self._calls.begin(uid, lambda: self._bring(pod, nonce, document, seconds), lambda: self._on_outcome(pod))
 
     def forget(self, uid: str) -> None:
         """What is known of a pod that is gone, or settled."""
         self._outcomes.pop(uid, None)
-        if task := self._tasks.pop(uid, None):
-            task.cancel()
+        self._calls.forget(uid)
 
     async def close(self) -> None:
         """Ends what is under way; whoever comes next begins it anew."""
-        for task in self._tasks.values():
-            task.cancel()
-        self._tasks.clear()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._calls.close()
 
     async def _bring(self, pod: Pod, nonce: str, document: Document, seconds: float) -> None:
-        uid = pod.metadata.uid
         token = tokens.token(self._key, pod.metadata.namespace, pod.metadata.name, nonce)
         try:
-            try:
-                async with asyncio.timeout(seconds):
-                    outcome = await self._until_answered(url(pod), token, msgspec.json.encode(document))
-            except TimeoutError:
-                outcome = Outcome(
-                    "refused", conditions.PROGRESS_DEADLINE_EXCEEDED, f"its model did not load within {seconds:g} s"
-                )
-            self._outcomes[uid] = outcome
-        finally:
-            if self._tasks.get(uid) is asyncio.current_task():
-                del self._tasks[uid]
-        self._on_outcome(pod)
+            async with asyncio.timeout(seconds):
+                outcome = await self._until_answered(url(pod), token, msgspec.json.encode(document))
+        except TimeoutError:
+            said = f"its model did not load within {seconds:g} s"
+            outcome = Outcome("refused", conditions.PROGRESS_DEADLINE_EXCEEDED, said)
+        self._outcomes[pod.metadata.uid] = outcome
 
     async def _until_answered(self, address: str, token: str, body: bytes) -> Outcome:
         unreached: float | None = None
@@ -171,24 +157,13 @@ class Assigner:
             tries += 1
 
     async def _put(self, address: str, token: str, body: bytes) -> tuple[int, bytes]:
-        if self._session is None:
-            # Pods are reached directly, whatever proxy the process has for the API server; and as many as there are: a
-            # connection is held while a model loads.
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
-                trust_env=False,
-            )
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Connection": "close"}
-        async with self._session.put(address, data=body, headers=headers, allow_redirects=False) as response:
-            answer = b""
-            while len(answer) < _BODY_BYTES and (piece := await response.content.read(_BODY_BYTES - len(answer))):
-                answer += piece
-            return response.status, answer
+        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS)
+        request = self._calls.session.put(address, data=body, headers=headers, timeout=timeout, allow_redirects=False)
+        async with request as response:
+            return response.status, await beginning(response, _BODY_BYTES)
 
 
 def url(pod: Pod) -> str:
     """Where a pod takes its assignment."""
-    address = pod.status.pod_ip
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{protocol.ASSIGN_PORT}{protocol.ASSIGNMENT}"
+    return calls.url(pod, protocol.ASSIGN_PORT, protocol.ASSIGNMENT)

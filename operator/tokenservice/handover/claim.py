@@ -22,8 +22,6 @@ POOL = "/pool"
 CLAIMS = "/claim"
 """Behind "namespace/TokenService name": the key of those that it took from a pool and that are not settled."""
 
-_ENDED = frozenset({"Failed", "Succeeded"})
-
 
 @dataclass(frozen=True)
 class Taker:
@@ -97,17 +95,17 @@ def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:
         ready=readiness(pod) is not None,
         failing=failures[0].message if failures and not _ran_since(pod, at) else None,
         lost=bool(pod.spec.node_name) and lost(pod.spec.node_name),
-        ended=pod.status.phase in _ENDED,
+        ended=pod.ended,
     )
 
 
 def _ran_since(pod: Pod, at: datetime) -> bool:
     """Whether the container that serves runs, and has not ended since then: how it ended before says nothing."""
-    for status in pod.status.container_statuses:
-        if status.name == names.CONTAINER and status.state.running is not None:
-            ended = _time(status.last_state.terminated.finished_at) if status.last_state.terminated else None
-            return ended is not None and ended <= at
-    return False
+    if pod.server is None or pod.server.state.running is None:
+        return False
+    last = pod.server.last_state.terminated
+    ended = _time(last.finished_at) if last else None
+    return ended is not None and ended <= at
 
 
 def served_at(pod: Pod) -> datetime | None:

@@ -36,6 +36,28 @@ class _Page(Struct, frozen=True, kw_only=True):
     items: tuple[ReplicaSet, ...] = ()
 
 
+async def delete(client: Client, pods: Cache[Pod], pod: Pod, **only: str) -> bool:
+    """Deletes that very pod, and takes in the answer. Returns False if it is gone already.
+
+    only: further preconditions, as `Client.delete` has them.
+
+    Raises:
+        ApiError, Unreachable: among them a conflict, where a precondition does not hold.
+
+    """
+    metadata = pod.metadata
+    try:
+        body = await client.delete(PODS, metadata.namespace, metadata.name, uid=metadata.uid, **only)
+    except ApiError as error:
+        if not error.is_not_found:
+            raise
+        return False
+    going = pods.decode(body)
+    if going.metadata.deletion_timestamp:  # an answer without is of one that is gone already
+        pods.observe(going)
+    return True
+
+
 class Effects:
     """The writes. Each raises ApiError and Unreachable, unless it says otherwise."""
 
@@ -104,15 +126,13 @@ class Effects:
     async def drop(self, pod: Pod, why: str) -> None:
         """Deletes a claimed pod, which drains as every pod does. It never goes back to its pool."""
         try:
-            body = await self._client.delete(PODS, pod.metadata.namespace, pod.metadata.name, uid=pod.metadata.uid)
+            deleted = await delete(self._client, self._pods, pod)
         except ApiError as error:
-            if not (error.is_not_found or error.is_conflict):
+            if not error.is_conflict:
                 raise
-            return
-        _log.info("deleted", action="Pod", pod=pod.metadata.name, reason=why)
-        going = self._pods.decode(body)
-        if going.metadata.deletion_timestamp:  # an answer without is of one that is gone already
-            self._pods.observe(going)
+            return  # another one has its name
+        if deleted:
+            _log.info("deleted", action="Pod", pod=pod.metadata.name, reason=why)
 
     async def settle(self, taker: Taker, claims: Sequence[Claim], revision: str, ready: int) -> int:
         """Hands claimed pods to the ReplicaSet of a revision, as many as it has room for. Returns how many.

@@ -12,8 +12,7 @@ from datetime import datetime
 
 import msgspec
 
-from tokenservice.api import names
-from tokenservice.api.meta import ContainerStatus, Pod, stamp, time_of
+from tokenservice.api.meta import Pod, stamp, time_of
 from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.handover.claim import claimed_at, served_at
 from tokenservice.pods.failures import readiness
@@ -47,7 +46,7 @@ def cold(pod: Pod, told: Mapping[str, float], pulled: float) -> LastStart | None
         pulled: seconds that its images took to come; 0 if they were there.
 
     """
-    ready, server = readiness(pod), _server(pod)
+    ready, server = readiness(pod), pod.server
     created = time_of(pod.metadata.creation_timestamp)
     if ready is None or server is None or server.restart_count or server.state.running is None or created is None:
         return None
@@ -70,7 +69,7 @@ def cold(pod: Pod, told: Mapping[str, float], pulled: float) -> LastStart | None
 
 def may_have_pulled(pod: Pod) -> bool:
     """Whether it took so long to start that its image may have come first."""
-    server, scheduled = _server(pod), _condition(pod, "PodScheduled")
+    server, scheduled = pod.server, _condition(pod, "PodScheduled")
     started = time_of(server.state.running.started_at) if server and server.state.running else None
     return scheduled is None or started is None or (started - scheduled).total_seconds() >= _LEAST_PULL
 
@@ -114,10 +113,6 @@ def _start(path: str, pod: Pod, seconds: float, stages: Mapping[str, float], at:
         {"path": path, "seconds": round(seconds, 3), "stages": rounded, "pod": pod.metadata.name, "at": stamp(at)},
         LastStart,
     )
-
-
-def _server(pod: Pod) -> ContainerStatus | None:
-    return next((each for each in pod.status.container_statuses if each.name == names.CONTAINER), None)
 
 
 def _condition(pod: Pod, kind: str) -> datetime | None:

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-import msgspec
-
 from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import Node, ObjectMeta, Pod, Struct
-from tokenservice.api.pools import WarmPool, WarmPoolStatus
+from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import EnvironmentStatus
-from tokenservice.handover import tokens
+from tokenservice.handover import effects, tokens
 from tokenservice.handover.claim import POOL, is_member
 from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.handover.shape import PodSpec
@@ -24,7 +22,7 @@ from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder, ObjectRef
-from tokenservice.kube.status import status_patch
+from tokenservice.kube.status import numbers_wait, status_patch
 from tokenservice.nodes.fit import unfit
 from tokenservice.pods import environment
 from tokenservice.pods.failures import readiness
@@ -44,9 +42,8 @@ AT_ONCE = 16
 """Pods of one pool that are made or deleted at the same time: others want the API server, too."""
 PASSING_SECONDS = 1.0
 """After which anything that happens makes a pool try again what the API server refused."""
-COUNTS = ("replicas", "ready_replicas", "updated_replicas", "claimed", "hits", "misses")
-COUNTS_SECONDS = 1.0
-"""Between two writes of a status in which only numbers changed: in a burst of claims they change all the time."""
+NUMBERS = ("replicas", "ready_replicas", "updated_replicas", "claimed", "hits", "misses")
+"""Fields of a status that need not be written at once."""
 
 _NO_IMAGE = EnvironmentStatus(image="")
 
@@ -182,7 +179,7 @@ class Reconciler:
             pool = self._caches.pools.get(*key) or pool
         if step.size.create or step.size.delete:
             try:
-                await self._delete(key, step)
+                await self._delete(step)
                 await self._create(key, pool, memo, step)
             except (ApiError, Unreachable) as error:
                 failed = error  # what there is is told all the same
@@ -295,22 +292,13 @@ class Reconciler:
             return Refusal("InvalidTemplate", str(error))
         return made if runs_in else None
 
-    async def _delete(self, key: Key, step: Plan) -> None:
+    async def _delete(self, step: Plan) -> None:
         async def one(pod: Pod, why: str) -> None:
-            try:
-                # One that has just been claimed is another version, and is not to be deleted.
-                metadata = pod.metadata
-                body = await self._client.delete(
-                    PODS, key[0], metadata.name, uid=metadata.uid, resource_version=metadata.resource_version
-                )
-            except ApiError as error:
-                if not error.is_not_found:
-                    raise  # a conflict, too: it may still have to go, as what it is by now
-                return
-            _log.info("deleted", action="Pod", pod=pod.metadata.name, reason=why)
-            going = self._caches.pods.decode(body)
-            if going.metadata.deletion_timestamp:  # an answer without is of one that is gone already
-                self._caches.pods.observe(going)
+            # One that has just been claimed is another version, and is not to be deleted: a conflict, which is raised,
+            # since it may still have to go, as what it is by now.
+            version = pod.metadata.resource_version
+            if await effects.delete(self._client, self._caches.pods, pod, resource_version=version):
+                _log.info("deleted", action="Pod", pod=pod.metadata.name, reason=why)
 
         await _all(one(pod, why) for pod, why in step.size.delete)
 
@@ -366,9 +354,8 @@ class Reconciler:
         """Returns seconds after which to look again, if the status is to be written later."""
         now = self._now()
         if step.status is not None:
-            left = COUNTS_SECONDS - (now - memo.written).total_seconds() if memo.written else 0.0
-            if left > 0 and _only_counts(pool.status, step.status):
-                return min(left, COUNTS_SECONDS)
+            if left := numbers_wait(pool.status, step.status, NUMBERS, memo.written, now):
+                return left
             hits, misses = step.status.hits - pool.status.hits, step.status.misses - pool.status.misses
             patch = status_patch(pool.status, step.status)
             try:
@@ -419,13 +406,3 @@ def _changed(metadata: ObjectMeta) -> tuple[object, ...]:
 
 def _past(since: datetime, seconds: float, now: datetime) -> bool:
     return (now - since).total_seconds() >= seconds
-
-
-def _only_counts(before: WarmPoolStatus, after: WarmPoolStatus) -> bool:
-    """Whether nothing changed but numbers, and the words that have them in it."""
-
-    def rest(status: WarmPoolStatus) -> WarmPoolStatus:
-        conditions = tuple(msgspec.structs.replace(each, message="") for each in status.conditions)
-        return msgspec.structs.replace(status, conditions=conditions, **dict.fromkeys(COUNTS, 0))
-
-    return rest(before) == rest(after)

@@ -21,8 +21,6 @@ otherwise have them made and ended without a pause."""
 GIVES_WAY = "gives way"
 """Why a pod goes that is idle where another one finds no room."""
 
-_ENDED = frozenset({"Failed", "Succeeded"})
-
 
 @dataclass(frozen=True)
 class Member:
@@ -43,7 +41,7 @@ class Member:
 
     @property
     def ended(self) -> bool:
-        return self.pod.status.phase in _ENDED
+        return self.pod.ended
 
 
 @dataclass(frozen=True)

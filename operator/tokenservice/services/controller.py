@@ -14,7 +14,7 @@ from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
 from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService, TokenServiceStatus
+from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.handover.claim import CLAIMS
 from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
@@ -22,7 +22,7 @@ from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
-from tokenservice.kube.status import status_patch
+from tokenservice.kube.status import numbers_wait, status_patch
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import RETRY_REFUSED_SECONDS, Refusal
 from tokenservice.pods.schema import InvalidTemplateError
@@ -73,8 +73,8 @@ STAGES = {
 }
 """Reasons of Progressing whose time is measured."""
 
-COUNTS_SECONDS = 1.0
-"""Between two writes of a status in which only numbers changed."""
+NUMBERS = ("replicas", "ready_replicas", "updated_replicas", "warm_replicas", "last_start")
+"""Fields of a status that need not be written at once."""
 CLAIM_TRIES = 5
 """Looks for warm pods in one step, where others take them first."""
 
@@ -536,8 +536,9 @@ class Reconciler:
     async def _write_status(self, key: Key, service: TokenService, step: Plan) -> float | None:
         """Returns seconds after which to look again, if the status is to be written later."""
         if step.status is not None:
-            left = self._counts_wait(key, service, step.status)
-            if left:
+            # Of a pod that goes from a pool to the Deployment numbers change half a dozen times.
+            written = self._written.get(key) if service.pool_name else None
+            if left := numbers_wait(service.status, step.status, NUMBERS, written, self._now()):
                 return left
             patch = status_patch(service.status, step.status)
             try:
@@ -553,15 +554,6 @@ class Reconciler:
                 self._warm.changed((key[0], service.pool_name))
         self._tell(key, service, step.events)
         return None
-
-    def _counts_wait(self, key: Key, service: TokenService, status: TokenServiceStatus) -> float:
-        """Seconds for which a status is not written in which only numbers changed: of a pod that goes from a pool to
-        the Deployment they change half a dozen times.
-        """
-        written = self._written.get(key)
-        if written is None or service.pool_name is None or not _only_counts(service.status, status):
-            return 0.0
-        return max(0.0, COUNTS_SECONDS - (self._now() - written).total_seconds())
 
     def _tell(self, key: Key, service: TokenService, events: Iterable[Event]) -> None:
         about = ObjectRef(names.API_VERSION, TOKENSERVICES.kind, *key, uid=service.metadata.uid)
@@ -580,17 +572,6 @@ def _asks(service: TokenService) -> tuple[str, int, str, str | None]:
 def _lost(apply: Apply) -> bool:
     """Whether it is about something that was as it should be before."""
     return apply.child != "revision" and apply.why != "changed"
-
-
-def _only_counts(before: TokenServiceStatus, after: TokenServiceStatus) -> bool:
-    """Whether nothing changed but numbers, and the words that have them in it."""
-
-    def rest(status: TokenServiceStatus) -> TokenServiceStatus:
-        conditions = tuple(msgspec.structs.replace(each, message="") for each in status.conditions)
-        counts = dict.fromkeys(("replicas", "ready_replicas", "updated_replicas", "warm_replicas"), 0)
-        return msgspec.structs.replace(status, conditions=conditions, last_start=None, **counts)
-
-    return rest(before) == rest(after)
 
 
 def _serves(pod: Pod) -> bool:

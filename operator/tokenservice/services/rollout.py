@@ -41,7 +41,6 @@ _AVAILABLE = "NewReplicaSetAvailable"
 _NO_DEADLINE = frozenset({_AVAILABLE, reasons.PROGRESS_DEADLINE_EXCEEDED, "DeploymentPaused"})
 DOUBTFUL_SECONDS = 2
 """For so long a pod may be Ready without having given its token, before no other is replaced."""
-_ENDED = frozenset({"Failed", "Succeeded"})
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
@@ -360,7 +359,7 @@ def _pods_of(snapshot: Snapshot, name: str) -> tuple[Pod, ...]:
 
 def staying(pods: Iterable[Pod]) -> Iterator[Pod]:
     """The pods that neither have ended nor are on their way out."""
-    return (pod for pod in pods if not pod.metadata.deletion_timestamp and pod.status.phase not in _ENDED)
+    return (pod for pod in pods if not (pod.metadata.deletion_timestamp or pod.ended))
 
 
 def _ready_since(pod: Pod) -> datetime | None:

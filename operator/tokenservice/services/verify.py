@@ -12,9 +12,10 @@ import aiohttp
 import msgspec
 
 from tokenservice import protocol
-from tokenservice.api import names
 from tokenservice.api.conditions import first_line
 from tokenservice.api.meta import Pod
+from tokenservice.pods import calls
+from tokenservice.pods.calls import Calls, beginning
 
 TRIES = 3
 """Answers of one kind in a row that settle it: a first request may meet a server that is still warming up."""
@@ -93,9 +94,8 @@ class Asker:
         self._now = now
         self._answers: dict[str, Answer] = {}
         self._asking: dict[str, datetime] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
-        self._session: aiohttp.ClientSession | None = None
+        self._calls = Calls("verify")
 
     @property
     def answers(self) -> Mapping[str, Answer]:
@@ -110,24 +110,19 @@ class Asker:
     def ask(self, pod: Pod) -> None:
         """Asks a pod unless that is under way."""
         uid = pod.metadata.uid
-        if uid not in self._tasks:
+        if uid not in self._calls:
             self._asking[uid] = self._now()
-            self._tasks[uid] = asyncio.get_running_loop().create_task(self._ask(pod))
+            self._calls.begin(uid, lambda: self._ask(pod), lambda: self._on_answer(pod))
 
     def forget(self, uid: str) -> None:
         """For a pod that is gone."""
         self._answers.pop(uid, None)
         self._asking.pop(uid, None)
-        if task := self._tasks.pop(uid, None):
-            task.cancel()
+        self._calls.forget(uid)
 
     async def close(self) -> None:
         """Ends what is under way."""
-        for task in self._tasks.values():
-            task.cancel()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._calls.close()
 
     async def _ask(self, pod: Pod) -> None:
         uid = pod.metadata.uid
@@ -140,20 +135,14 @@ class Asker:
                 before = Answer(verdict, message, 0, now, now)
             self._answers[uid] = Answer(verdict, message, before.tries + 1, now, before.began, restarts(pod))
         finally:
-            if self._tasks.get(uid) is asyncio.current_task():
-                del self._tasks[uid]
+            if self._calls.current(uid):
                 self._asking.pop(uid, None)
-        self._on_answer(pod)
 
     async def _answer(self, address: str) -> tuple[Verdict, str]:
-        if self._session is None:
-            # Pods are reached directly, whatever proxy the process has for the API server.
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=CONNECT_SECONDS), trust_env=False
-            )
+        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=CONNECT_SECONDS)
         try:
-            async with self._session.get(address, allow_redirects=False) as response:
-                return judge(response.status, await _beginning(response))
+            async with self._calls.session.get(address, timeout=timeout, allow_redirects=False) as response:
+                return judge(response.status, await beginning(response, _BODY_BYTES))
         except (aiohttp.ClientConnectionError, aiohttp.ConnectionTimeoutError) as error:
             if isinstance(error, aiohttp.SocketTimeoutError):
                 return "busy", f"no answer within {ANSWER_SECONDS:g} s"
@@ -167,22 +156,12 @@ class Asker:
 
 def restarts(pod: Pod) -> int:
     """How often the container that serves has been started again."""
-    return sum(status.restart_count for status in pod.status.container_statuses if status.name == names.CONTAINER)
+    return pod.server.restart_count if pod.server else 0
 
 
 def url(pod: Pod) -> str:
     """Where a pod is asked for a token."""
-    address = pod.status.pod_ip
-    host = f"[{address}]" if ":" in address else address
-    return f"http://{host}:{protocol.PORT}{protocol.VERIFYZ}"
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """At most so much of the body as an explanation takes; it may come in pieces."""
-    body = b""
-    while len(body) < _BODY_BYTES and (piece := await response.content.read(_BODY_BYTES - len(body))):
-        body += piece
-    return body
+    return calls.url(pod, protocol.PORT, protocol.VERIFYZ)
 
 
 class _Error(msgspec.Struct):

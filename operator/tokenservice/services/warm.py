@@ -161,11 +161,12 @@ def hand(
     if target is None:  # nothing is known to be right, so nothing is taken and nothing given up
         return Hand(deployed, snapshot.claims, verdict=fits)
     label = revisions.label(target.name)
-    going = {**_failed(snapshot.claims, outcomes), **_unusable(snapshot.claims, label, key_id)}
+    failed = _failed(snapshot.claims, outcomes)
+    going = {**failed, **_unusable(snapshot.claims, label, key_id)}
     claims = tuple(claim for claim in snapshot.claims if claim.pod.metadata.uid not in going)
     before = _said(snapshot, target)
     until = cold_until(before)
-    cold = _cold(snapshot, outcomes, label)
+    cold = _cold(snapshot, failed, outcomes, label)
     policy = service.spec.warm_pool.policy if service.spec.warm_pool else "Never"
     pods = _of(snapshot, label)
     unready = [pod for pod in pods if readiness(pod) is None]
@@ -298,9 +299,8 @@ def _failed(claims: Sequence[Claim], outcomes: Mapping[str, Outcome]) -> dict[st
     return found
 
 
-def _cold(snapshot: Snapshot, outcomes: Mapping[str, Outcome], label: str) -> Cold | None:
+def _cold(snapshot: Snapshot, failed: Mapping[str, str], outcomes: Mapping[str, Outcome], label: str) -> Cold | None:
     """What a claim of the revision has just shown: that no warm pod can be given it."""
-    failed = _failed(snapshot.claims, outcomes)
     for claim in snapshot.claims:
         uid = claim.pod.metadata.uid
         if uid not in failed or claim.revision != label or claim.lost or claim.ended:
@@ -344,10 +344,8 @@ def _of(snapshot: Snapshot, label: str) -> list[Pod]:
 
 def _begun(pod: Pod) -> bool:
     """Whether the container that serves has started, once at least."""
-    for status in pod.status.container_statuses:
-        if status.name == names.CONTAINER:
-            return bool(status.state.running or status.state.terminated or status.last_state.terminated)
-    return False
+    server = pod.server
+    return server is not None and bool(server.state.running or server.state.terminated or server.last_state.terminated)
 
 
 def _finished(snapshot: Snapshot, state: State) -> tuple[Pod, ...]:

@@ -19,8 +19,9 @@ from tokenservice.handover.tally import Tally
 from tokenservice.kube.client import MERGE, STRATEGIC, Client, Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
+from tokenservice.kube.status import NUMBERS_SECONDS
 from tokenservice.pods.source import SchemaSource
-from tokenservice.services.controller import COUNTS_SECONDS, PULLS, Caches, Reconciler
+from tokenservice.services.controller import PULLS, Caches, Reconciler
 from tokenservice.services.store import Store
 from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Answer, restarts
@@ -226,7 +227,7 @@ class Cluster:
 
     def _soon(self, seconds: float | None) -> bool:
         """Whether to look again at once; where there are claims, numbers are written a moment later, which passes."""
-        if seconds and self.service.pool_name and seconds <= COUNTS_SECONDS:
+        if seconds and self.service.pool_name and seconds <= NUMBERS_SECONDS:
             self.now += timedelta(seconds=seconds)
             return True
         return seconds == 0.0

@@ -68,6 +68,15 @@ def counts(cluster: Cluster) -> tuple[int, int, int, int]:
     return found.replicas, found.ready_replicas, found.updated_replicas, found.warm_replicas
 
 
+async def claimed(*, warm: int) -> tuple[Cluster, Kubernetes, str]:
+    """Scaled from one to two: with the name of the pod that was taken, which has no model yet."""
+    cluster, kubernetes = await serving(1, warm=warm)
+    scale(cluster, 2)
+    await cluster.reconcile()
+    (name,) = kubernetes.claims
+    return cluster, kubernetes, name
+
+
 async def settle(cluster: Cluster, kubernetes: Kubernetes) -> None:
     """All that is to come comes, in time."""
     for _ in range(6):
@@ -373,10 +382,7 @@ async def test_it_is_tried_again_when_somebody_asks_for_it(how: str) -> None:
 
 
 async def test_a_pod_that_cannot_be_used_gives_way_to_another() -> None:
-    cluster, kubernetes = await serving(1, warm=2)
-    scale(cluster, 2)
-    await cluster.reconcile()
-    (first,) = kubernetes.claims
+    cluster, kubernetes, first = await claimed(warm=2)
     kubernetes.came(Outcome("unfit", "AssignmentRefused", "HTTP 409: taken"))
     await cluster.reconcile()
     assert ("pods", first) not in cluster.objects
@@ -385,10 +391,7 @@ async def test_a_pod_that_cannot_be_used_gives_way_to_another() -> None:
 
 
 async def test_a_container_that_ends_while_its_model_loads() -> None:
-    cluster, kubernetes = await serving(1, warm=2)
-    scale(cluster, 2)
-    await cluster.reconcile()
-    (name,) = kubernetes.claims
+    cluster, kubernetes, name = await claimed(warm=2)
     kubernetes.ready(name, ready=False)
     died = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     kubernetes.say(name, containerStatuses=[{"name": "server", "ready": False, "state": died}])
@@ -401,10 +404,7 @@ async def test_a_container_that_ends_while_its_model_loads() -> None:
 
 @pytest.mark.parametrize("loaded", [False, True])
 async def test_a_claimed_pod_that_ended_for_good_is_replaced_and_not_left_behind(loaded: bool) -> None:
-    cluster, kubernetes = await serving(1, warm=2)
-    scale(cluster, 2)
-    await cluster.reconcile()
-    (name,) = kubernetes.claims
+    cluster, kubernetes, name = await claimed(warm=2)
     if loaded:
         kubernetes.loaded()
         await cluster.reconcile()
@@ -417,10 +417,7 @@ async def test_a_claimed_pod_that_ended_for_good_is_replaced_and_not_left_behind
 
 
 async def test_a_claimed_pod_on_a_lost_node_is_replaced() -> None:
-    cluster, kubernetes = await serving(1, warm=1)
-    scale(cluster, 2)
-    await cluster.reconcile()
-    (name,) = kubernetes.claims
+    cluster, kubernetes, name = await claimed(warm=1)
     cluster.nodes = (node("node-1", ready=False),)
     await cluster.reconcile()
     assert (kubernetes.claims, asked(cluster)) == ([], 2)
@@ -429,10 +426,7 @@ async def test_a_claimed_pod_on_a_lost_node_is_replaced() -> None:
 
 async def test_another_pod_of_that_name_is_left_alone() -> None:
     """A claimed pod is deleted by somebody, and the pool makes one with its name, before the watch has told."""
-    cluster, kubernetes = await serving(1, warm=1)
-    scale(cluster, 2)
-    await cluster.reconcile()
-    (name,) = kubernetes.claims
+    cluster, kubernetes, name = await claimed(warm=1)
     kubernetes.loaded()
     Lagging.install(cluster, {key: dict(raw) for key, raw in cluster.objects.items() if key[0] == "pods"})
     kubernetes.loaded(f"uid of {name}")
@@ -444,10 +438,7 @@ async def test_another_pod_of_that_name_is_left_alone() -> None:
 
 
 async def test_a_key_that_is_another_one_now() -> None:
-    cluster, kubernetes = await serving(1, warm=1)
-    scale(cluster, 2)
-    await cluster.reconcile()
-    (name,) = kubernetes.claims
+    cluster, kubernetes, name = await claimed(warm=1)
     annotations = kubernetes.metadata(name)["annotations"]
     cluster.objects["pods", name]["metadata"]["annotations"] = {**annotations, names.ANNOTATION_KEY: "old"}
     await cluster.reconcile()
