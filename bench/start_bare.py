@@ -24,12 +24,12 @@ STAGES = ("imports", "load", "token")
 def one(folder: str) -> dict[str, float]:
     """imports: of the server, torch, transformers and the model's classes; load: of the model; token: its first."""
     marks = [time.perf_counter()]
-    from token_server import main
     from token_server.engine import Sampling
+    from token_server.process import prepare_environment
     from token_server.settings import read_settings
 
     settings = read_settings(["--model-source", f"file://{folder}"], {})
-    main.prepare_environment(settings.threads)
+    prepare_environment(settings.threads)
     import transformers
     from token_server import transformers_engine
 

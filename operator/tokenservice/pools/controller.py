@@ -219,6 +219,7 @@ class Reconciler:
                 around=self._around(namespace, name, nodes, unfit_nodes),
                 count=self._tally.of((namespace, name)),
                 claimed=self._caches.claimed(namespace, name),
+                calm=self._tally.just_taken((namespace, name), now),
             )
         )
         # Before anything is written: the other pools of the namespace are reconciled at the same time.

@@ -30,6 +30,8 @@ _QUIET = frozenset({names.FILLING, names.ROLLING, names.ENVIRONMENT_NOT_READY, n
 """Reasons of Ready that are no news: of an environment that is not ready, the event of EnvironmentReady tells."""
 _SOON = 1.0
 """Seconds after which a pool looks again whether another one has given way to a pod, or it is its own turn."""
+_CALM_LOOKS = 0.25
+"""Seconds between looks of a pool for those that were taken: in a burst many are."""
 _LIMITS = {names.ENVIRONMENT_READY: MESSAGE_BYTES}
 
 
@@ -61,11 +63,14 @@ def plan(snapshot: Snapshot) -> Plan:
         rolls=makes,
         now=snapshot.now,
         gives=gives,
+        later=len(snapshot.calm),
     )
     status = _status(snapshot, found, _way(snapshot, given, gives))
     waits = [wait.total_seconds() for wait in giving.waits(pool.metadata.name, snapshot.around, given, snapshot.now)]
     if others:
         waits.append(_SOON)
+    if snapshot.calm:
+        waits.append(max(_CALM_LOOKS, (snapshot.calm[0] - snapshot.now).total_seconds()))
     if sizes.wait:
         waits.append(sizes.wait.total_seconds())
     if snapshot.refusal:

@@ -84,6 +84,7 @@ def size(
     rolls: bool,
     now: datetime,
     gives: Gives = Gives(),
+    later: int = 0,
 ) -> Size:
     """The next step to `replicas` pods of the newest revision.
 
@@ -100,6 +101,7 @@ def size(
         rolls: whether pods of earlier revisions are replaced.
         now: the time.
         gives: what is given up. It is no surplus: it goes besides, and its place stays empty.
+        later: pods that are not made yet, whatever is wanted.
 
     """
     ended = [member for member in members if member.ended]
@@ -117,7 +119,7 @@ def size(
     if rolls and not gives.settling:
         for member in _outdated(staying, wanted):
             going[member.pod.metadata.name] = (member.pod, "outdated")
-    missing = max(0, wanted - (len(members) - len(going)))
+    missing = max(0, wanted - later - (len(members) - len(going)))
     create = tuple(islice(_free(name, taken), min(missing, may_create)))
     return Size(create, tuple(going.values()), missing - len(create), wait)
 

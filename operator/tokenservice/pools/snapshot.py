@@ -36,6 +36,7 @@ class Snapshot:
         around: what else there is in the namespace.
         count: hits and misses that are not in the status yet.
         claimed: pods that were taken and have not settled.
+        calm: until when pods that were taken just now are not made anew, the soonest first.
 
     """
 
@@ -54,3 +55,4 @@ class Snapshot:
     around: Around = field(default_factory=Around)
     count: Count = field(default_factory=Count)
     claimed: int = 0
+    calm: tuple[datetime, ...] = ()

@@ -263,7 +263,7 @@ class Reconciler:
         if _image(snapshot.surroundings.runs_in) != memo.runs_in:
             # Another image has come in the meantime, which the Deployment is to have before the status speaks of it.
             return Result(requeue_after=0.0)
-        later = await self._write_status(key, service, step)
+        later = await self._write_status(key, service, step, hand)
         self._time_stage(key, (step.status or service.status).condition(conditions.PROGRESSING), found)
         newest = self._store.get(key)
         if newest is not None and _asks(newest) != _asks(service):
@@ -533,12 +533,14 @@ class Reconciler:
         kept = [entry for entry in entries if (entry["manager"], entry["operation"]) != (names.OPERATOR, "Update")]
         return await self._client.patch(resource, *key, {"metadata": {"managedFields": kept}})
 
-    async def _write_status(self, key: Key, service: TokenService, step: Plan) -> float | None:
+    async def _write_status(self, key: Key, service: TokenService, step: Plan, hand: Hand) -> float | None:
         """Returns seconds after which to look again, if the status is to be written later."""
         if step.status is not None:
             # Of a pod that goes from a pool to the Deployment numbers change half a dozen times.
             written = self._written.get(key) if service.pool_name else None
-            if left := numbers_wait(service.status, step.status, NUMBERS, written, self._now()):
+            now = self._now()
+            left = numbers_wait(service.status, step.status, NUMBERS, written, now)
+            if left := left or warm.passing(service.status, step.status, hand.claims, now):
                 return left
             patch = status_patch(service.status, step.status)
             try:

@@ -213,7 +213,7 @@ class WarmPods:
         for pod in await self._effects.claim(taker, hand.balance.take, hand.revision, pool):
             made = time_of(pod.metadata.creation_timestamp) or self._now()
             self._metrics.pool_hit((self._now() - made).total_seconds())
-            self._tally.add((key[0], pool), hits=1)
+            self._tally.taken((key[0], pool), self._now())
 
     def assign(self, key: Key, service: TokenService, found: Step, hand: Hand) -> None:
         """Begins to give claimed pods their models."""
@@ -263,7 +263,7 @@ class WarmPods:
         more, known.missed = hand.balance.missed - known.missed, hand.balance.missed
         if pool and more > 0:
             self._metrics.pool_misses(hand.miss, more)
-            self._tally.add(pool, misses=more)
+            self._tally.missed(pool, more)
 
     def began(self, key: Key, hand: Hand) -> None:
         """The Deployment is asked for as many as the hand says."""

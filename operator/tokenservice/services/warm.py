@@ -17,6 +17,7 @@ from tokenservice.api import names
 from tokenservice.api.conditions import Verdict
 from tokenservice.api.meta import ControllerRevision, Pod, stamp, time_of
 from tokenservice.api.pools import WarmPool
+from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.handover import patches
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import Balance, State, balance
@@ -33,6 +34,9 @@ EMPTY = "Empty"
 """Why there is no warm pod: none waits."""
 COLD_SECONDS = 600.0
 """For so long no warm pod is given a revision that one could not be given: what ails it may pass, such as a hub."""
+
+PASSING_SECONDS = 1.0
+"""For so long a service that was Ready is not said to start, while a claimed pod gets its model."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,18 @@ def hand(
         verdict=_verdict(fits, cold or before),
         requeue_after=min((wait for wait in waits if wait is not None), default=None),
     )
+
+
+def passing(before: TokenServiceStatus, after: TokenServiceStatus, claims: Sequence[Claim], now: datetime) -> float:
+    """Seconds for which a status need not be written that says of a service that it starts, where it was Ready.
+
+    A claimed pod has its model in less time than it takes to read that, as a rule.
+    """
+    loading = [claim.at for claim in claims if claim.served is None]
+    was, found = before.condition(reasons.READY), after.condition(reasons.READY)
+    if not (loading and was and found and was.status == "True" and found.reason == reasons.STARTING):
+        return 0.0
+    return max(0.0, PASSING_SECONDS - (now - min(loading)).total_seconds())
 
 
 def ready(snapshot: Snapshot, label: str) -> int:

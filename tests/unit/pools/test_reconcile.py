@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenservice.api import names
 from tokenservice.handover import tokens
+from tokenservice.handover.tally import CALM_SECONDS
 from tokenservice.kube.errors import ApiError
 
 from tests.unit.pools.builders import KEY, Cluster, CrashError, template, waiting_pod, warm_pool
@@ -87,6 +88,25 @@ async def test_a_pod_that_is_taken_away_is_replaced() -> None:
     cluster.look()
     await cluster.reconcile()
     assert cluster.names == ["nlp-1", "nlp-2", "nlp-3"], "and keeps its name"
+
+
+async def test_a_pod_that_was_taken_is_made_anew_once_it_has_its_model() -> None:
+    cluster = Cluster(replicas=3)
+    await cluster.reconcile()
+    cluster.warm()
+    await cluster.reconcile()
+    del cluster.pods["nlp-1"]["metadata"]["labels"][names.LABEL_POOL]
+    del cluster.pods["nlp-2"]  # lost
+    cluster.tally.taken(KEY, cluster.now)
+    cluster.look()
+    await cluster.reconcile(settle=False)
+    assert cluster.names == ["nlp-1", "nlp-2", "nlp-3"], "what is lost is made at once"
+    assert cluster.says() == ("False", "Filling")
+    cluster.wait(CALM_SECONDS / 2)
+    assert (await cluster.reconciler.reconcile(KEY)).requeue_after == CALM_SECONDS / 2
+    cluster.wait(CALM_SECONDS / 2)
+    await cluster.reconcile(settle=False)
+    assert cluster.names == ["nlp-1", "nlp-2", "nlp-3", "nlp-4"]
 
 
 async def test_a_change_rolls_and_old_pods_outlive_new_ones_that_fail() -> None:

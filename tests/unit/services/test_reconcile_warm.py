@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenservice.api import names
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS
-from tokenservice.services.warm import COLD_SECONDS
+from tokenservice.services.warm import COLD_SECONDS, PASSING_SECONDS
 
 from tests.unit.services.builders import IMAGE, node
 from tests.unit.services.standin_cluster import KEY, Cluster, CrashError
@@ -92,7 +92,7 @@ async def test_from_an_edit_to_a_pod_of_the_deployment() -> None:
     assert await cluster.reconcile() == ["patch pods", "status"]
     (name,) = kubernetes.claims
     assert (asked(cluster), len(kubernetes.waiting), cluster.hits, cluster.misses) == (1, 1, 1, [])
-    assert {*cluster.pools_asked} == {("team", "nlp")}, "it is refilled at once"
+    assert {*cluster.pools_asked} == {("team", "nlp")}, "it is told"
     assert cluster.assigner.given[f"uid of {name}"]["service"] == "team/demo"
     assert counts(cluster) == (2, 1, 1, 1)
     assert cluster.says("Ready")[0] == "False"
@@ -127,6 +127,26 @@ async def test_from_an_edit_to_a_pod_of_the_deployment() -> None:
     assert counts(cluster) == (2, 2, 2, 0)
     assert cluster.hits == 1, "no other was taken on the way"
     assert len(kubernetes.waiting) == 1
+
+
+async def test_ready_stays_so_while_a_model_loads_but_not_for_long() -> None:
+    cluster, kubernetes = await serving(0, warm=2)
+    scale(cluster, 1)
+    assert (await cluster.reconciler.reconcile(KEY)).requeue_after == PASSING_SECONDS
+    assert cluster.says("Ready") == ("True", "ScaledToZero")
+    kubernetes.loaded()
+    await cluster.reconcile()
+    assert cluster.says("Ready") == ("True", "Serving")
+    assert [reason for _, reason in cluster.events] == ["Serving"]
+
+    scale(cluster, 2)
+    await cluster.reconciler.reconcile(KEY)
+    later(cluster, PASSING_SECONDS)
+    await cluster.reconciler.reconcile(KEY)
+    assert cluster.says("Ready") == ("False", "Starting")
+    kubernetes.loaded()
+    await cluster.reconcile()
+    assert cluster.says("Ready") == ("True", "Serving")
 
 
 async def test_ready_stays_so_while_a_pod_settles() -> None:

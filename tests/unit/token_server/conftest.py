@@ -12,8 +12,8 @@ import pytest
 from token_server.app import Service, make_app
 from token_server.engine import FinishReason, Message, OnToken, PromptError, Sampling
 from token_server.lifecycle import Lifecycle
-from token_server.main import Server, listen
 from token_server.metrics import Metrics
+from token_server.process import Server, listen
 from token_server.settings import Settings
 from uvicorn import Config
 

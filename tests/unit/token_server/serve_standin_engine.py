@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from token_server.engine import Engine, FinishReason, Message, OnToken, Sampling
 from token_server.engines import Engines
 from token_server.loading import LoadError, check_folder
-from token_server.main import main
+from token_server.process import run
 from token_server.settings import Settings
 
 INTERVAL = 0.05  # seconds
@@ -66,4 +66,4 @@ def load(settings: Settings, stage: Callable[[str, float], None]) -> Engine:
 
 
 if __name__ == "__main__":
-    main(engines=Engines(prepare, load))
+    run(engines=Engines(prepare, load))

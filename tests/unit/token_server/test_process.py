@@ -167,6 +167,16 @@ def test_a_pod_that_never_was_ready_ends_at_once(start: Start, program: list[str
     assert (code, time.monotonic() - began < 8) == (0, True)
 
 
+def test_a_pod_that_has_only_just_started_ends_at_once(start: Start, tmp_path: Path) -> None:
+    """Amid the imports; as PID 1 of a container a process without a handler would outlive the signal."""
+    (tmp_path / "uvicorn.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)")
+    process = start(["-m", protocol.MODULE], PYTHONPATH=str(tmp_path))
+    assert process.popen.stdout
+    assert process.popen.stdout.readline() == "importing\n"
+    process.terminate()
+    assert process.end()[0] == 0
+
+
 @both
 def test_what_a_start_cost(start: Start, program: list[str]) -> None:
     process = start(program)
@@ -536,11 +546,11 @@ def test_the_stand_in_is_ready_and_answers_nothing(start: Start) -> None:
 
 def test_the_termination_message(tmp_path: Path) -> None:
     """The kubelet's file is written if it is there, and not made if it is not."""
-    code = "import pathlib, sys; from token_server import main; main.TERMINATION_LOG = pathlib.Path(sys.argv[1])"
+    code = "import pathlib, sys; from token_server import process; process.TERMINATION_LOG = pathlib.Path(sys.argv[1])"
     mounted, missing = tmp_path / "mounted", tmp_path / "missing"
     mounted.write_text("an older and longer message than the new one")
     for path in (mounted, missing):
-        done = subprocess.run([sys.executable, "-c", f"{code}; main.fail('two  words')", path], check=False)
+        done = subprocess.run([sys.executable, "-c", f"{code}; process.fail('two  words')", path], check=False)
         assert done.returncode == 1
     assert mounted.read_text() == "two words\n"
     assert not missing.exists()

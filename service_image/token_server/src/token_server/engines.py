@@ -33,7 +33,7 @@ class Engines:
 
 
 def import_transformers(settings: Settings, stage: Stage) -> Any:
-    """The module that needs torch and transformers; they are imported once. Raises LoadError."""
+    """The module that needs torch and transformers; imported once, with the model's classes. Raises LoadError."""
     began, known = time.perf_counter(), ENGINE_MODULE in sys.modules
     try:
         import transformers
@@ -41,6 +41,7 @@ def import_transformers(settings: Settings, stage: Stage) -> Any:
         with suppress(AttributeError):
             transformers.utils.logging.disable_progress_bar()
         module = importlib.import_module(ENGINE_MODULE)
+        module.import_classes(settings)
     except Exception as error:
         raise LoadError(explain(settings, error)) from error
     if not known:

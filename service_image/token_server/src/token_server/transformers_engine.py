@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import json
 import os
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional
 
@@ -176,6 +178,16 @@ def pick_device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise LoadError("--device cuda (TOKEN_SERVER_DEVICE): torch sees no CUDA device in this container")
     return wanted
+
+
+def import_classes(settings: Settings) -> None:
+    """Those of a model in a folder: transformers imports them when first asked, for seconds. `load` would, too."""
+    if settings.scheme != "file":
+        return
+    with suppress(Exception):  # of what is wrong, `load` tells
+        config = json.loads((Path(settings.model_path) / "config.json").read_text(encoding="utf-8"))
+        for name in config.get("architectures") or ():
+            getattr(transformers, name)
 
 
 def prepare(settings: Settings) -> None:
