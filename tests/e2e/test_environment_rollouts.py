@@ -80,7 +80,7 @@ def test_an_edit_of_one_version_ends_in_the_new_one_serving(served: Space, clien
     assert min(report.answers.values()) > 20
     assert after["status"]["environment"]["image"] != before["status"]["environment"]["image"]
     assert "4.67.3" not in tqdm_of(served)
-    told = [each["reason"] for each in served.events(NAME)]
+    told = [each["reason"] for each in served.events_with("Complete", NAME)]
     stages = ["Locking", "Building", "PrePulling", "RollingOut", "Verifying", "Complete"]
     assert [reason for reason in told if reason in stages] == stages, told
     assert not leftovers(served)

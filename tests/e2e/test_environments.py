@@ -121,7 +121,9 @@ def test_what_two_teams_declare_is_made_once(team: Space, api: Api, operator: Cl
         assert line[:4] == ["shared", "True", "Built", str(first["packages"])]
         described = team.kubectl("describe", "cenv", "shared")
         assert first["image"] in described
-        assert {"Locked", "Built"} <= {event["reason"] for event in team.events("shared", "CondaEnvironment")}
+        assert {"Locked", "Built"} <= {
+            event["reason"] for event in team.events_with("Built", "shared", "CondaEnvironment")
+        }
 
         # Another order and another name inside the image are no other environment.
         before = team.there("CondaEnvironment", "shared")["metadata"]["generation"]
@@ -206,7 +208,8 @@ def test_mistakes_are_told_and_corrected(team: Space, api: Api, mark: str) -> No
     assert condition(team.there("CondaEnvironment", "wrong"))["reason"] == "UnknownPackage"
     described = team.kubectl("describe", "cenv", "wrong")
     assert told["message"].splitlines()[0] in described
-    noted = [event for event in team.events("wrong", "CondaEnvironment") if event["type"] == "Warning"]
+    events = team.events_with("UnknownPackage", "wrong", "CondaEnvironment")
+    noted = [event for event in events if event["type"] == "Warning"]
     assert [event["reason"] for event in noted] == ["InvalidEnvironment", "UnknownPackage"]
     assert "tqdn" in noted[-1]["note"]
     # The Job is at its end after its first pod: what the user must change is not tried again.
@@ -246,7 +249,7 @@ def test_a_channel_that_is_down_and_comes_back(
     operator.kubectl("-n", CHANNEL, "scale", f"deployment/{channel}", "--replicas=1")
     # The Job itself tries again, after 10 s and then 20 s.
     built(team, "waiting", seconds=90)
-    noted = [event["reason"] for event in team.events("waiting", "CondaEnvironment")]
+    noted = [event["reason"] for event in team.events_with("Built", "waiting", "CondaEnvironment")]
     assert noted == ["ChannelUnavailable", "Locked", "Built"], "said once, however often it is tried"
     assert len(jobs(api, mark, "lock")) == 1
 

@@ -45,7 +45,9 @@ def test_a_service_gets_the_gpu_that_a_pool_holds(space: Space, cluster: Cluster
         _, told = states.first(lambda each: condition(each).get("reason") == "GivingWay", "the pool says so")
         assert condition(told)["message"].endswith(f"which is Unschedulable: Insufficient {GPU}"), condition(told)
         assert held["metadata"]["uid"] not in {pod["metadata"]["uid"] for pod in pool_pods(space, placed=True)}
-        events = [event for event in space.events("nlp", "WarmPool") if event["reason"] == "GivingWay"]
+        events = [
+            event for event in space.events_with("GivingWay", "nlp", "WarmPool") if event["reason"] == "GivingWay"
+        ]
         assert [event["type"] for event in events] == ["Normal"]
 
         (waits,) = eventually(lambda: pool_pods(space, placed=False), "its next pod waits in turn")

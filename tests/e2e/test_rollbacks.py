@@ -98,7 +98,7 @@ def test_past_the_deadline_it_goes_back_and_says_why(space: Space, client: Clien
         space.condition(name, "Ready", "RolledBack")
         assert space.condition(name, "Available", "MinimumReplicasAvailable")["status"] == "True"
         described(space, name, "RolledBack", reason)
-        assert [each["note"] for each in space.events(name) if each["reason"] == "RolledBack"]
+        assert space.events_with("RolledBack", name)
         status = space.there("TokenService", name)["status"]
         assert status["lastGoodRevision"] == status["currentRevision"] != status["updateRevision"]
         assert status["environment"]["image"] == standin_image
@@ -135,7 +135,7 @@ def test_what_failed_is_left_until_it_is_asked_for_again(space: Space, standin_i
     space.kubectl("annotate", "tsvc", "again", "tokenservice.dev/retry=1")
     eventually(lambda: len(space.uids("again")) == 3, "it is tried again", seconds=30)
     space.condition("again", "RolledBack", "CrashLoopBackOff", seconds=DEADLINE_SECONDS + 60)
-    assert len([each for each in space.events("again") if each["reason"] == "RollingOut"]) >= 1
+    assert space.events_with("RollingOut", "again")
 
 
 def test_on_failure_pause_holds_it_where_it_is(space: Space, standin_image: str) -> None:

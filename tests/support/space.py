@@ -116,6 +116,15 @@ class Space:
         ]
         return sorted(found, key=lambda event: str(event["eventTime"]))
 
+    def events_with(self, reason: str, name: str, kind: str = "TokenService") -> list[Object]:
+        """The same, once one of that reason is among them: events are posted beside the status, not before it."""
+
+        def found() -> list[Object]:
+            events = self.events(name, kind)
+            return events if any(event["reason"] == reason for event in events) else []
+
+        return eventually(found, f"an event {reason} of {kind} {name}", seconds=10)
+
     def kubectl(self, *arguments: str, **options: Any) -> str:
         return self.cluster.kubectl("--namespace", self.name, *arguments, **options).stdout
 
