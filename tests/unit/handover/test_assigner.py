@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from tokenservice.handover import assigner, tokens
 from tokenservice.handover.assigner import REACH_SECONDS, Assigner, Outcome, judge, url
 from tokenservice.runtime.metrics import MISSES
 
+from tests.support.ports import free_port
 from tests.unit.handover.builders import as_pod, claimed_raw
 from tests.unit.handover.test_assignment import MODELS, given
 from tests.unit.services.builders import service
@@ -112,13 +112,6 @@ async def listening(server: Server, port: int) -> AsyncIterator[None]:
     finally:
         server.gate.set()
         await runner.cleanup()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class World:

@@ -22,6 +22,8 @@ import jsonschema
 import pytest
 from tokenservice import protocol
 
+from tests.support.ports import free_port
+
 HERE = Path(__file__).resolve().parent
 REAL = [str(HERE / "serve_standin_engine.py")]
 STAND_IN = [str(HERE.parents[1] / "e2e/standin_server/standin.py"), "--token-interval", "0.05"]
@@ -30,11 +32,6 @@ SCHEMA = json.loads((importlib.resources.files(protocol) / "readyz.schema.json")
 BODY: dict[str, Any] = {"model": "tiny", "prompt": "one two", "stream": True, "max_tokens": 30}
 Start = Callable[..., "Process"]
 both = pytest.mark.parametrize("program", [REAL, STAND_IN], ids=["token_server", "stand-in"])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 class Process:
