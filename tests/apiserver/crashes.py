@@ -84,8 +84,14 @@ def run(
         begin()
 
         def lives() -> bool:
-            """As a kubelet does, starts it again when it ends by itself: on a busy machine it may lose its Lease."""
-            if not operator.running and struck.is_set() == again.is_set():
+            """As a kubelet does, starts it again when it was killed, which may be after all seemed done, or ended by
+            itself: on a busy machine it may lose its Lease.
+            """
+            if killed.is_set() and not again.is_set():
+                plane.api.delete("Lease", namespace, "tokenservice-operator")  # as if it had run out
+                operator.start()
+                again.set()
+            elif not operator.running and struck.is_set() == again.is_set():
                 operator.start()
             return True
 
@@ -96,10 +102,6 @@ def run(
                 return False
 
         eventually(lambda: killed.is_set() or over(), f"{point}, or the end", seconds=60)
-        if killed.is_set():
-            plane.api.delete("Lease", namespace, "tokenservice-operator")  # as if it had run out
-            operator.start()
-            again.set()
         eventually(over, f"the end, killed at {point}", seconds=90)
         assert not operator.surprises()
     finally:
