@@ -540,7 +540,8 @@ class Reconciler:
             written = self._written.get(key) if service.pool_name else None
             now = self._now()
             left = numbers_wait(service.status, step.status, NUMBERS, written, now)
-            if left := left or warm.passing(service.status, step.status, hand.claims, now):
+            left = left or warm.passing(service.status, step.status, hand.claims, now)
+            if left:
                 return left
             patch = status_patch(service.status, step.status)
             try:

@@ -41,7 +41,8 @@ def import_transformers(settings: Settings, stage: Stage) -> Any:
         with suppress(AttributeError):
             transformers.utils.logging.disable_progress_bar()
         module = importlib.import_module(ENGINE_MODULE)
-        module.import_classes(settings)
+        if not known:  # a server that is warm loads at once: `load` imports them, and `weights` counts them
+            module.import_classes(settings)
     except Exception as error:
         raise LoadError(explain(settings, error)) from error
     if not known:
