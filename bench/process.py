@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.cluster import SYSTEM, BenchError
+from tools.ports import free_port
 
 QUIET_SECONDS = 5.0
 """Without a reconcile for so long, nothing more is to come."""
@@ -47,7 +47,7 @@ class Operator:
 
     async def start(self) -> None:
         """Starts the process; does not wait until it is ready."""
-        self._port = _free_port()
+        self._port = free_port()
         command = [
             *self._wrapper, "-m", "tokenservice.cli", "manager",
             "--kubeconfig", str(self._kubeconfig),
@@ -156,9 +156,3 @@ class Operator:
         url = f"http://127.0.0.1:{self._port}{path}"
         async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
             return answer.status, await answer.text()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,6 +21,7 @@ from tools.localchannel import in_cluster
 CLUSTER = os.environ.get("E2E_CLUSTER", "test-e2e")
 SYSTEM = "tokenservice-system"
 RELEASE = "tokenservice-operator"
+SECOND_NODE = "node-2"
 CHANNEL = "conda-channel"
 """Namespace of the conda channels."""
 LOGIN = {"username": "builder", "password": "planted-Zq7vX2-never-to-be-shown"}
@@ -152,6 +153,26 @@ def space(request: pytest.FixtureRequest, operator: Cluster, api: Api) -> Iterat
     """A namespace of one test's own."""
     with Space.made(_name(request.node.name), operator, api) as made:
         yield made
+
+
+@pytest.fixture
+def second_node(cluster: Cluster) -> Iterator[Callable[[], None]]:
+    """A node more; the function loses it, as by power failure. At the end it is gone either way."""
+    lost = False
+
+    def lose(*more: str) -> None:
+        nonlocal lost
+        lost = True
+        localcluster("remove-node", "--name", cluster.name, "--node", SECOND_NODE, *more)
+
+    localcluster("add-node", "--name", cluster.name, "--node", SECOND_NODE)
+    try:
+        yield lose
+    finally:
+        if lost:
+            cluster.kubectl("delete", "node", SECOND_NODE)
+        else:
+            lose("--delete-object")
 
 
 @pytest.fixture(scope="session")

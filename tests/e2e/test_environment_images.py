@@ -195,7 +195,7 @@ def test_the_evaluation_registry(cluster: Cluster, api: Api, evaluation: Object)
 
     safe = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     container: dict[str, Any] = {"name": "it", "image": image, "securityContext": safe}
-    container["command"] = ["python", "-c", "import os, fastapi; print('runs', os.environ['MARK'])"]
+    container["command"] = ["python", "-c", "import os, starlette; print('runs', os.environ['MARK'])"]
     context = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     space.make("Pod", "it", spec={"containers": [container], "securityContext": context, "restartPolicy": "Never"})
     space.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/it", "--timeout=60s")

@@ -243,10 +243,7 @@ def test_it_heals(healed: Stage, trouble: Trouble) -> None:
     service = healed.space.ready(trouble.name, seconds=90)
     assert not service["status"].get("failures")
 
-    def told() -> list[Object]:  # events are posted beside the status, not before it
-        return [event for event in healed.space.events(trouble.name) if event["reason"] == "Serving"]
-
-    (event,) = eventually(told, "an event tells that it serves")
+    (event,) = (each for each in healed.space.events_with("Serving", trouble.name) if each["reason"] == "Serving")
     assert event["type"] == "Normal"
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from tests.e2e.client import Client
+from tests.e2e.conftest import SECOND_NODE
 from tests.e2e.gpus import GPU, node_with_gpus
 from tests.support.api import Api, Object
-from tests.support.cluster import Cluster, localcluster
+from tests.support.cluster import Cluster
 from tests.support.space import Space
 from tests.support.wait import eventually
 
 DEADLINE_SECONDS = 10
-SECOND = "node-2"
 QUICK = {"progressDeadlineSeconds": DEADLINE_SECONDS}
 
 
@@ -182,26 +180,6 @@ def test_a_full_node_says_so_and_max_unavailable_decides(
         space.good("full", seconds=90)
 
 
-@pytest.fixture
-def second_node(cluster: Cluster) -> Iterator[Callable[[], None]]:
-    """A node more; the function loses it, as by power failure. At the end it is gone either way."""
-    lost = False
-
-    def lose(*more: str) -> None:
-        nonlocal lost
-        lost = True
-        localcluster("remove-node", "--name", cluster.name, "--node", SECOND, *more)
-
-    localcluster("add-node", "--name", cluster.name, "--node", SECOND)
-    try:
-        yield lose
-    finally:
-        if lost:
-            cluster.kubectl("delete", "node", SECOND)
-        else:
-            lose("--delete-object")
-
-
 def test_a_node_that_is_lost_in_the_middle(
     space: Space, cluster: Cluster, standin_image: str, second_node: Callable[[], None]
 ) -> None:
@@ -217,7 +195,7 @@ def test_a_node_that_is_lost_in_the_middle(
     ]
     template = {"spec": {"topologySpreadConstraints": [spread], "tolerations": gone}}
     good(space, standin_image, "torn", replicas=2, template=template, rollout={"progressDeadlineSeconds": 600})
-    assert SECOND in {pod["spec"]["nodeName"] for pod in space.pods("torn")}
+    assert SECOND_NODE in {pod["spec"]["nodeName"] for pod in space.pods("torn")}
     space.patch("torn", **serving("--version-text", "new", "--ready-after", "5"))
     space.condition("torn", "Progressing", "RollingOut")
     second_node()

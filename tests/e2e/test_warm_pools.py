@@ -6,13 +6,15 @@ warm, as imports do. With real torch it is test_torch.py's test_scaled_up_from_a
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.e2e.client import Client
-from tests.e2e.conftest import RELEASE, SYSTEM
+from tests.e2e.conftest import RELEASE, SECOND_NODE, SYSTEM
 from tests.support.api import Api, Object
 from tests.support.cluster import Cluster, condition, localcluster
 from tests.support.space import Space, container
@@ -214,6 +216,47 @@ def test_a_model_that_cannot_be_loaded(team: Team) -> None:
     team.space.patch(SERVICE, model={"source": "file:///opt/standin"})
     team.space.ready(SERVICE)
     assert team.space.uids(SERVICE) == before
+
+
+def test_a_model_that_needs_too_much_memory(team: Team) -> None:
+    """The kernel kills the server of the one warm pod that tries; what serves goes on serving."""
+    limited = copy.deepcopy(TEMPLATE)
+    limited["spec"]["containers"][0]["resources"] = {"limits": {"memory": "256Mi"}}
+    team.pool(template=limited)
+    team.service(replicas=1, template=limited)
+    before = team.space.uids(SERVICE) if team.serves(1) else set()
+    team.full()
+    team.space.patch(SERVICE, engine={"args": ["--allocate-mib", "512"]})
+    told = team.space.condition(SERVICE, "WarmPoolReady", "LoadFailed", seconds=60)
+    assert "OOMKilled" in told["message"]
+    assert before <= team.space.uids(SERVICE)
+    team.full()
+    assert team.claimed() == []
+    team.space.patch(SERVICE, engine={"args": []})
+    team.space.ready(SERVICE)
+    assert team.space.uids(SERVICE) == before
+
+
+def test_a_node_that_is_lost_under_a_claim(team: Team, cluster: Cluster, second_node: Callable[[], None]) -> None:
+    """While the model loads there: the replicas that are wanted serve in the end, on the node that is left."""
+    apart: Object = {"matchLabels": {"tokenservice.dev/pool": POOL}}
+    spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+    gone = [
+        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+        for key in ("not-ready", "unreachable")
+    ]
+    template = copy.deepcopy(TEMPLATE)
+    template["spec"].update(topologySpreadConstraints=[{**spread, "labelSelector": apart}], tolerations=gone)
+    team.pool(template=template)
+    team.service(replicas=2, template=template, model={"source": "hf://acme/slow"})
+    claimed = eventually(lambda: (found := team.claimed()) and len(found) == 2 and found, "both are taken", seconds=10)
+    assert {pod["spec"]["nodeName"] for pod in claimed} == {cluster.facts["nodes"][0]["name"], SECOND_NODE}
+    assert not any("tokenservice.dev/service" in pod["metadata"]["labels"] for pod in claimed), "they load"
+    second_node()
+    # The node is missed after some 50 s.
+    left = team.serves(2, seconds=240)
+    assert {pod["spec"]["nodeName"] for pod in left} == {cluster.facts["nodes"][0]["name"]}
+    assert team.claimed() == []
 
 
 def test_what_goes_wrong_under_a_claim(team: Team, cluster: Cluster, api: Api) -> None:

@@ -48,7 +48,11 @@ class AuditLog:
         with self._path.open("rb") as log:
             log.seek(since)
             data = log.read()
+            log.seek(max(0, since - 1))
+            whole = not since or log.read(1) == b"\n"
         lines = data[: data.rfind(b"\n") + 1].splitlines()  # the last one may be half written
+        if not whole:
+            del lines[:1]  # this one was, at that position: the write came before it
         # Cheaper than decoding every line: most are the controller manager's.
         mine = (_write(json.loads(line)) for line in lines if user.encode() in line)
         return [write for write in mine if write and write.user == user and write.resource != "leases"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from tests.support.ports import free_port
 from tests.support.wait import eventually
+from tools.ports import free_port
 
 START_SECONDS = 60.0
 

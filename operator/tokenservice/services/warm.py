@@ -372,7 +372,10 @@ def _finished(snapshot: Snapshot, state: State) -> tuple[Pod, ...]:
         return ()
     # Nobody knows how many the new ReplicaSet of a rollout is asked for; with none that is not Ready, none is too many.
     questioned = len(pods) > state.deployed if state.steady else state.unready > 0
-    counted = deployment.status.ready_replicas >= sum(1 for pod in pods if readiness(pod))
+    status, ready = deployment.status, sum(1 for pod in pods if readiness(pod))
+    counted = status.ready_replicas >= ready
+    if state.steady and ready == len(pods):  # from then on the Deployment tells alone whether all is there
+        counted = state.observed and status.updated_replicas == status.replicas == status.available_replicas == ready
     return found if counted and not questioned else ()
 
 

@@ -19,10 +19,10 @@ from tokenservice.handover import assigner, tokens
 from tokenservice.handover.assigner import REACH_SECONDS, Assigner, Outcome, judge, url
 from tokenservice.runtime.metrics import MISSES
 
-from tests.support.ports import free_port
 from tests.unit.handover.builders import as_pod, claimed_raw
 from tests.unit.handover.test_assignment import MODELS, given
 from tests.unit.services.builders import service
+from tools.ports import free_port
 
 KEY = b"k" * 32
 DOCUMENT = given(service(model=MODELS["of the hub"][0]))

@@ -280,6 +280,9 @@ def test_one_that_has_settled_becomes_like_the_others() -> None:
     assert finished(came("a", adopted=False), *ONE, replicas=2) == [], "its ReplicaSet has not taken it in"
     assert finished(came("a"), *ONE, cold_pod("c"), replicas=2) == [], "one of three is about to go"
     assert finished(came("a"), *ONE, replicas=2, available=1) == [], "the Deployment does not count it yet"
+    assert finished(came("a"), *ONE, replicas=2, existing=3) == [], "the Deployment counts one still that is gone"
+    assert finished(came("a"), *ONE, replicas=2, observed=0) == [], "the Deployment's numbers are of another size"
+    assert finished(came("a"), cold_pod("c"), replicas=2, available=1) == ["a"], "another one is not Ready"
     assert finished(came("a", **{names.ANNOTATION_DELETION_COST: "7"}), *ONE, replicas=2) == [], "somebody's own"
     assert finished(*ONE, replicas=1) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from collections.abc import Awaitable, Callable
@@ -67,6 +68,28 @@ async def test_readyz_tells_what_the_start_cost_while_the_model_serves(settings:
             assert (answer.status_code, answer.json()) == (200, {"status": "ready", "start": start})
         service.lifecycle.drain()
         assert (await client.get("/readyz")).json() == {"reason": "draining"}
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ("warm", (200, {"status": "warm"})),
+        ("serve", (200, {"status": "ready"})),
+        ("drain", (503, {"reason": "draining"})),
+    ],
+)
+async def test_readyz_waits_for_a_server_that_loads(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, change: str, answer: Any
+) -> None:
+    monkeypatch.setattr(app_module, "READYZ_WAIT_SECONDS", 3600.0)
+    service = Service(settings, Lifecycle(), Metrics())
+    async with asgi(service) as client:
+        probes = [asyncio.create_task(client.get("/readyz")) for _ in range(3)]
+        assert (await client.get("/healthz")).status_code == 200
+        assert not any(probe.done() for probe in probes)
+        await asyncio.to_thread(getattr(service.lifecycle, change))  # the model is loaded in a thread
+        for probe in await asyncio.wait_for(asyncio.gather(*probes), 20):
+            assert (probe.status_code, probe.json()) == answer
 
 
 async def test_models(client: httpx.AsyncClient) -> None:

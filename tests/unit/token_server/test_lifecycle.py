@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +74,28 @@ def test_a_load_that_ends_while_draining_does_not_make_it_ready() -> None:
     assert lifecycle.drain() is Phase.LOADING
     assert not lifecycle.serve()
     assert lifecycle.readiness() == (503, {"reason": "draining"})
+
+
+async def test_who_waits_for_a_load_does_not_wait_for_ever() -> None:
+    lifecycle = Lifecycle()
+    await lifecycle.loaded(0.001)
+    assert lifecycle.phase is Phase.LOADING
+
+
+def test_a_loop_that_has_ended_waits_for_nothing() -> None:
+    lifecycle = Lifecycle()
+
+    async def asked() -> asyncio.Task[None]:
+        waiting = asyncio.create_task(lifecycle.loaded(3600.0))
+        await asyncio.sleep(0)
+        return waiting
+
+    loop = asyncio.new_event_loop()
+    waiting = loop.run_until_complete(asked())
+    loop.close()
+    assert lifecycle.serve()
+    assert not waiting.done()
+    waiting.get_coro().close()
 
 
 def test_the_second_signal_is_told_apart() -> None:

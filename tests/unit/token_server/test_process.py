@@ -22,7 +22,7 @@ import jsonschema
 import pytest
 from tokenservice import protocol
 
-from tests.support.ports import free_port
+from tools.ports import free_port
 
 HERE = Path(__file__).resolve().parent
 REAL = [str(HERE / "serve_standin_engine.py")]

@@ -35,7 +35,7 @@ from .lock import Locked
 from .solver import moment
 
 SERVER = "token-server"
-SERVER_REQUIRES = ("fastapi>=0.95", "uvicorn>=0.22", "prometheus-client>=0.17")
+SERVER_REQUIRES = ("starlette>=0.26", "uvicorn>=0.22", "prometheus-client>=0.17")
 """As in service_image/token_server/pyproject.toml; a test holds them equal."""
 
 _GLIBCS = (17, 28, *range(31, 41))

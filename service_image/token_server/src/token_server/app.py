@@ -1,4 +1,4 @@
-"""The HTTP layer: FastAPI's routes, and around them one gate for keys, logs, metrics and draining."""
+"""The HTTP layer: Starlette's routes, and around them one gate for keys, logs, metrics and draining."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any, Callable, Optional
 
-from fastapi import FastAPI
-from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, Response
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from token_server import __version__
 from token_server.auth import ApiKeys
@@ -31,6 +32,9 @@ from token_server.verify import SingleFlight, verification
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 CLIENT_GONE = 499  # nginx's number for it; nobody reads it but the log
+# A kubelet asks again a second after it asked: without the wait a pod would be Ready half a second late, on average.
+# Less than a probe's default timeout of a second.
+READYZ_WAIT_SECONDS = 0.9
 
 
 class Service:
@@ -64,8 +68,12 @@ class Service:
         self._loaded = (engine, Generator(engine, self._limiter, self.metrics, self.settings.max_concurrency))
         return self.lifecycle.serve()
 
-    def readiness(self) -> tuple[int, dict[str, Any]]:
-        """Status and body of /readyz; while the model serves with what the start cost, which is settled by then."""
+    async def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of /readyz; while the model serves with what the start cost, which is settled by then.
+
+        While the server loads the answer waits, so that it comes when it changes.
+        """
+        await self.lifecycle.loaded(READYZ_WAIT_SECONDS)
         status, body = self.lifecycle.readiness()
         return status, {**body, **self._start} if body.get("status") == "ready" else body
 
@@ -238,65 +246,78 @@ def describe(error: BaseException) -> str:
 
 def make_app(service: Service) -> Callable[[Scope, Receive, Send], Any]:
     """The ASGI application."""
-    app = FastAPI(title="token-server", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/healthz")
-    async def healthz() -> JSONResponse:
+    async def healthz(_: HttpRequest) -> JSONResponse:
         return JSONResponse({"status": "ok", "phase": service.lifecycle.phase.value})
 
-    @app.get("/readyz")
-    async def readyz() -> JSONResponse:
-        status, body = service.readiness()
+    async def readyz(_: HttpRequest) -> JSONResponse:
+        status, body = await service.readiness()
         return JSONResponse(body, status)
 
-    @app.get("/verifyz")
-    async def verifyz(http: HttpRequest) -> Response:
-        return await service.verify(http)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(_: HttpRequest) -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models")
-    async def models() -> JSONResponse:
+    async def models(_: HttpRequest) -> JSONResponse:
         service.loaded()
         return JSONResponse({"object": "list", "data": [model_card(service.settings.model_name, service.created)]})
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> JSONResponse:
+    async def model(http: HttpRequest) -> JSONResponse:
         service.loaded()
+        name = http.path_params["name"]
         if name != service.settings.model_name:
             raise unknown_model(name, service.settings.model_name)
         return JSONResponse(model_card(name, service.created))
 
-    @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(http: HttpRequest) -> Any:
         return await service.answer(http, parse_chat)
 
-    @app.post("/v1/completions", response_model=None)
     async def completions(http: HttpRequest) -> Any:
         return await service.answer(http, parse_completion)
 
-    @app.exception_handler(ApiError)
-    async def refused(_: HttpRequest, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status, error.headers())
+    return Gate(
+        Starlette(
+            routes=[
+                Route("/healthz", healthz),
+                Route("/readyz", readyz),
+                Route("/verifyz", service.verify),
+                Route("/metrics", metrics),
+                Route("/v1/models", models),
+                Route("/v1/models/{name:path}", model),
+                Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+                Route("/v1/completions", completions, methods=["POST"]),
+            ],
+            exception_handlers={
+                ApiError: refused,
+                HTTPException: not_a_route,
+                ClientGoneError: gone,
+                Exception: failed,
+            },
+        ),
+        service,
+    )
 
-    @app.exception_handler(HTTPException)
-    async def not_a_route(http: HttpRequest, error: HTTPException) -> JSONResponse:
-        text = f"{error.detail}: {http.method} {http.url.path}"
-        code = "not_found" if error.status_code == 404 else "bad_request"
-        return JSONResponse(ApiError(error.status_code, text, code=code).body(), error.status_code)
 
-    @app.exception_handler(ClientGoneError)
-    async def gone(http: HttpRequest, _: ClientGoneError) -> Response:
-        http.scope["token_server"]["client_gone"] = True
-        return Response(status_code=CLIENT_GONE)
+async def refused(_: HttpRequest, error: Any) -> JSONResponse:
+    """The answer that the error asks for."""
+    return JSONResponse(error.body(), error.status, error.headers())
 
-    @app.exception_handler(Exception)
-    async def failed(_: HttpRequest, __: Exception) -> JSONResponse:
-        return JSONResponse(internal().body(), 500)
 
-    return Gate(app, service)
+async def not_a_route(http: HttpRequest, error: Any) -> JSONResponse:
+    """A path or a method that is none of ours, in OpenAI's form."""
+    text = f"{error.detail}: {http.method} {http.url.path}"
+    code = "not_found" if error.status_code == 404 else "bad_request"
+    return JSONResponse(ApiError(error.status_code, text, code=code).body(), error.status_code)
+
+
+async def gone(http: HttpRequest, _: Exception) -> Response:
+    """For the log: nobody reads it."""
+    http.scope["token_server"]["client_gone"] = True
+    return Response(status_code=CLIENT_GONE)
+
+
+async def failed(_: HttpRequest, __: Exception) -> JSONResponse:
+    """What nobody foresaw."""
+    return JSONResponse(internal().body(), 500)
 
 
 class Gate:

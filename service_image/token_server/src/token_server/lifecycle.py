@@ -1,14 +1,16 @@
 """loading -> serving -> draining, or loading -> warm -> assigned -> serving -> draining for a server without a model.
 
-What each state means for probes, how long a drain takes. Decides, does nothing.
+What each state means for probes, how long a drain takes. Decides, and lets others wait for it; does nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
+from typing import Callable, Optional
 
 # Kept of the grace period for ending the process itself, before SIGKILL; seconds.
 RESERVE_SECONDS = 2.0
@@ -47,6 +49,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self._phase = Phase.LOADING
         self._lock = threading.Lock()
+        self._waiting: set[Callable[[], object]] = set()  # to be called when the phase is LOADING no more
 
     @property
     def phase(self) -> Phase:
@@ -68,15 +71,40 @@ class Lifecycle:
         with self._lock:
             if self._phase not in sources:
                 return False
-            self._phase = to
+            self._enter(to)
             return True
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        while self._waiting:
+            with suppress(RuntimeError):  # its event loop has ended
+                self._waiting.pop()()
+
+    async def loaded(self, seconds: float) -> None:
+        """Returns as soon as the phase is not LOADING, or after so many seconds."""
+        loop, left = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(left.set)
+
+        with self._lock:
+            if self._phase is not Phase.LOADING:
+                return
+            self._waiting.add(tell)
+        try:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(left.wait(), seconds)
+        finally:
+            with self._lock:
+                self._waiting.discard(tell)
 
     def drain(self) -> Optional[Phase]:
         """SIGTERM. The phase before, or None if this is not the first: then the process is to end at once."""
         with self._lock:
             if self._phase is Phase.DRAINING:
                 return None
-            before, self._phase = self._phase, Phase.DRAINING
+            before = self._phase
+            self._enter(Phase.DRAINING)
             return before
 
     def readiness(self) -> tuple[int, dict[str, str]]:

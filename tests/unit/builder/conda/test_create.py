@@ -330,7 +330,8 @@ def test_an_environment_file_is_locked_first(
     channel.add_distribution("numpy", "1.26.4")
     channel.add_distribution("tqdm", "4.0")
     channel.index()
-    for name, version in {"fastapi": "0.100", "uvicorn": "0.30", "prometheus-client": "0.20", "click": "8.1.0"}.items():
+    wheels = {"starlette": "0.30", "uvicorn": "0.30", "prometheus-client": "0.20", "click": "8.1.0"}
+    for name, version in wheels.items():
         server.wheel(name, version)
     folder = prefix.parent
     settings = {

@@ -33,7 +33,7 @@ def test_the_newest_that_fits_together_is_locked_with_hashes(world: World) -> No
     for version in ("1.26.4", "2.1.0"):
         world.channel.add_distribution("numpy", version)
     world.channel.add_distribution("transformers", "4.35.2", depends=["python", "numpy >=1.17,<2"])
-    world.server.wheel("sse-starlette", "1.6.1", requires=["fastapi"])
+    world.server.wheel("sse-starlette", "1.6.1", requires=["starlette"])
 
     lock = world.lock("python=3.11", "transformers", {"pip": ["sse-starlette"]})
 
@@ -53,10 +53,10 @@ def test_the_newest_that_fits_together_is_locked_with_hashes(world: World) -> No
 def test_the_same_is_locked_again_wherever_and_in_whatever_order(world: World) -> None:
     for name in ("a", "b", "c"):
         world.channel.add_distribution(name, "1.0")
-    first = world.lock("a", "b", {"pip": ["fastapi", "uvicorn"]})
+    first = world.lock("a", "b", {"pip": ["starlette", "uvicorn"]})
     world.settings = msgspec.structs.replace(world.settings, cache_folder=str(world.folder / "other"))
-    second = world.lock("b", "a", {"pip": ["uvicorn", "fastapi"]})
-    third = world.lock("b", "a", {"pip": ["uvicorn", "fastapi"]}, previous=first)
+    second = world.lock("b", "a", {"pip": ["uvicorn", "starlette"]})
+    third = world.lock("b", "a", {"pip": ["uvicorn", "starlette"]}, previous=first)
     assert write_lock(first) == write_lock(second) == write_lock(third)
     assert lock_digest(first) == lock_digest(second)
 
@@ -114,11 +114,11 @@ def test_an_extra_of_what_conda_installed_adds_just_the_extra(world: World) -> N
 
 
 def test_token_server_is_a_side_of_a_clash(world: World) -> None:
-    world.server.wheel("fastapi", "0.80")
-    refused = world.refusal("python", {"pip": ["fastapi<0.90"]})
+    world.server.wheel("starlette", "0.20")
+    refused = world.refusal("python", {"pip": ["starlette<0.26"]})
     assert refused.reason == "Unsolvable"
-    assert "token_server, which serves the model, depends on fastapi>=0.95" in str(refused)
-    assert "fastapi<0.90" in str(refused)
+    assert "token_server, which serves the model, depends on starlette>=0.26" in str(refused)
+    assert "starlette<0.26" in str(refused)
 
 
 def test_a_contradiction_is_explained_from_the_entries_down(world: World) -> None:
@@ -241,7 +241,7 @@ def test_a_short_outage_is_bridged(world: World) -> None:
 
 def test_a_package_index_that_does_not_serve_is_told(world: World) -> None:
     world.server.fault("/simple/", status=500)
-    assert world.refusal("python", {"pip": ["fastapi"]}).reason == "ChannelUnavailable"
+    assert world.refusal("python", {"pip": ["starlette"]}).reason == "ChannelUnavailable"
 
 
 def test_the_job_pushes_the_lock_once(world: World) -> None:

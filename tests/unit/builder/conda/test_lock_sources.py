@@ -115,9 +115,9 @@ def test_credentials_by_host_open_a_channel_and_an_index_and_show_nowhere(
     cache = world.folder / "cache"
     world.settings = msgspec.structs.replace(world.settings, credentials={host: str(folder)}, cache_folder=str(cache))
     world.channel.add_distribution("numpy", "1.26.4")
-    lock = world.lock("python", "numpy", {"pip": ["fastapi"]})
+    lock = world.lock("python", "numpy", {"pip": ["starlette"]})
     world.server.fault("/simple/", status=401)
-    unopened = world.refusal("python", {"pip": ["fastapi"]})
+    unopened = world.refusal("python", {"pip": ["starlette"]})
     assert unopened.reason == "ChannelUnavailable"
     assert "wants a login" in str(unopened).splitlines()[0]
     world.server.fault("repodata", status=403)
@@ -137,15 +137,15 @@ def test_an_address_with_a_login_is_locked_and_told_without_it(world: World) -> 
     world.server.require("/simple/", basic=("team", SECRET))
     address = world.server.simple.replace("http://", f"http://team:{SECRET}@")
     world.settings = msgspec.structs.replace(world.settings, pip=PipSettings(index_url=address))
-    lock = world.lock("python", {"pip": ["fastapi"]})
+    lock = world.lock("python", {"pip": ["starlette"]})
     assert SECRET not in write_lock(lock).decode()
     for fault in ({"status": 500}, {"dropped": True}, {"status": 401}):
         world.server.fault("/simple/", **fault)
-        refused = world.refusal("python", {"pip": ["fastapi"]})
+        refused = world.refusal("python", {"pip": ["starlette"]})
         assert SECRET not in str(refused)
         world.server.heal()
     assert SECRET not in str(world.refusal("python", {"pip": ["sse-starlet"]}))
-    assert SECRET not in str(world.refusal("python", {"pip": ["fastapi<0.1"]}))
+    assert SECRET not in str(world.refusal("python", {"pip": ["starlette<0.1"]}))
 
 
 def test_a_private_authority_is_trusted_once_the_owner_says_so(tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ def test_a_broken_package_is_not_used(world: World) -> None:
     world.settings = msgspec.structs.replace(world.settings, cache_folder=str(world.folder / "cache"))
     world.channel.add_distribution("numpy", "1.26.4")
     world.server.fault("numpy-1.26.4", corrupt=True)
-    refused = world.refusal("numpy", {"pip": ["fastapi"]})
+    refused = world.refusal("numpy", {"pip": ["starlette"]})
     assert refused.reason == "ChecksumMismatch"
     assert "numpy-1.26.4" in str(refused)
     world.server.heal()
-    assert "numpy" in versions(world.lock("numpy", {"pip": ["fastapi"]}))
+    assert "numpy" in versions(world.lock("numpy", {"pip": ["starlette"]}))
 
 
 def test_a_package_with_another_hash_is_not_used(world: World) -> None:
@@ -222,6 +222,6 @@ def test_newer_wheels_are_left_out_as_packages_are(world: World) -> None:
 def test_an_index_that_hangs_ends_with_the_solvers_time_limit(world: World) -> None:
     world.settings = msgspec.structs.replace(world.settings, solve_timeout_seconds=1, timeout_seconds=60)
     world.server.fault("/simple/", seconds=60.0)
-    refused = world.refusal("python", {"pip": ["fastapi"]})
+    refused = world.refusal("python", {"pip": ["starlette"]})
     assert refused.reason == "TimedOut"
     assert "within 1 s" in str(refused)
