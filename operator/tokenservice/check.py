@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tokenservice.api import names
-from tokenservice.kube.client import Client, Resource
+from tokenservice.kube.client import Client
 from tokenservice.kube.connection import ConfigError, Connection
 from tokenservice.kube.errors import ApiError, Unreachable
+from tokenservice.kube.resources import TOKENSERVICES
 
-_TOKENSERVICES = Resource(names.GROUP, names.VERSION, "tokenservices", "TokenService")
 _TRIAL = {
     "apiVersion": names.API_VERSION,
     "kind": "TokenService",
@@ -26,7 +26,7 @@ async def check(namespace: str, kubeconfig: str = "") -> str | None:
         try:
             await client.request(
                 "PATCH",
-                _TOKENSERVICES.path(namespace, "check"),
+                TOKENSERVICES.path(namespace, "check"),
                 query={"fieldManager": "tokenservice-check", "dryRun": "All", "force": "true"},
                 body=_TRIAL,
                 content_type="application/apply-patch+yaml",

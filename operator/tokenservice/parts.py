@@ -18,12 +18,11 @@ from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.environments import controller as environments
 from tokenservice.environments import jobs
 from tokenservice.environments.attempts import Job
-from tokenservice.environments.controller import CONDAENVIRONMENTS, HOUSEKEEPING
+from tokenservice.environments.controller import HOUSEKEEPING
 from tokenservice.environments.render import Manifest
 from tokenservice.environments.store import Store as EnvironmentStore
 from tokenservice.handover.assigner import Assigner
 from tokenservice.handover.claim import CLAIMS, POOL
-from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.handover.tally import Tally
 from tokenservice.handover.timer import Timer
 from tokenservice.kube.client import Client, Resource
@@ -31,6 +30,18 @@ from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
 from tokenservice.kube.informer import HasMetadata, Informer
 from tokenservice.kube.namespaced import Namespaced
+from tokenservice.kube.resources import (
+    BUDGETS,
+    CONDAENVIRONMENTS,
+    DEPLOYMENTS,
+    JOBS,
+    NODES,
+    PODS,
+    REVISIONS,
+    SERVICES,
+    TOKENSERVICES,
+    WARMPOOLS,
+)
 from tokenservice.nodes.fit import lost, unfit
 from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
@@ -41,17 +52,7 @@ from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
 from tokenservice.services import revisions
-from tokenservice.services.controller import (
-    BUDGETS,
-    DEPLOYMENTS,
-    NODES,
-    PULLS,
-    REVISIONS,
-    SERVICES,
-    TOKENSERVICES,
-    Caches,
-    Reconciler,
-)
+from tokenservice.services.controller import PULLS, Caches, Reconciler
 from tokenservice.services.store import Key, Store, decode, read
 from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Asker
@@ -374,8 +375,8 @@ class Parts:
             return jobs.Caches(jobs.Nothing(), jobs.Nothing())
         where = {"selector": names.LABEL_JOB, "namespace": self._options.job_namespace}
         return jobs.Caches(
-            jobs=self._informer(jobs.JOBS, Job, self._job_changed, _need, **where),
-            pods=self._informer(jobs.PODS, Pod, self._job_changed, jobs.job_of, **where),
+            jobs=self._informer(JOBS, Job, self._job_changed, _need, **where),
+            pods=self._informer(PODS, Pod, self._job_changed, jobs.job_of, **where),
         )
 
     def _children(

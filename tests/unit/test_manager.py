@@ -17,10 +17,10 @@ from tokenservice.kube.client import Client
 from tokenservice.kube.connection import Connection
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
+from tokenservice.kube.resources import TOKENSERVICES
 from tokenservice.options import Options
 from tokenservice.parts import POOL_SECONDS, Parts, classify, owner_key, same
 from tokenservice.runtime.metrics import MISSES, Metrics
-from tokenservice.services.controller import TOKENSERVICES
 from tokenservice.services.store import Key, decode, read
 from tokenservice.watch import Kind, WatchEnded, note
 

@@ -20,14 +20,13 @@ from tokenservice.environments.problems import InvalidEnvironment
 from tokenservice.environments.snapshot import Refusal, Snapshot
 from tokenservice.environments.spec import Canonical, canonical
 from tokenservice.environments.store import Key, Store, read
-from tokenservice.kube.client import Client, Resource
+from tokenservice.kube.client import Client
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
+from tokenservice.kube.resources import CONDAENVIRONMENTS
 from tokenservice.kube.status import status_patch
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
-
-CONDAENVIRONMENTS = Resource(names.GROUP, names.VERSION, "condaenvironments", "CondaEnvironment")
 
 HOUSEKEEPING: Key = ("", "")
 """The key of what concerns no single CondaEnvironment."""

@@ -17,13 +17,10 @@ from tokenservice.api.meta import Pod, Struct
 from tokenservice.environments import nodes, render
 from tokenservice.environments.attempts import Attempt, Job, lacks_pods, succeeded, unexplained
 from tokenservice.environments.needs import Need, job_name, with_cuda
-from tokenservice.kube.client import Client, Resource, decode
+from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError
+from tokenservice.kube.resources import CORE_EVENTS, JOBS, PODS
 from tokenservice.runtime.logs import get_logger
-
-JOBS = Resource("batch", "v1", "jobs", "Job")
-PODS = Resource("", "v1", "pods", "Pod")
-EVENTS = Resource("", "v1", "events", "Event")
 
 LABEL_JOB_NAME = "batch.kubernetes.io/job-name"
 """Set by the Job controller on the pods that it makes."""
@@ -229,7 +226,9 @@ class Jobs:
         """Why the Job controller cannot make a pod; it says so in an event of the Job and nowhere else."""
         selector = f"involvedObject.uid={job.metadata.uid},reason=FailedCreate"
         try:
-            body = await self._client.request("GET", EVENTS.path(self._namespace), query={"fieldSelector": selector})
+            body = await self._client.request(
+                "GET", CORE_EVENTS.path(self._namespace), query={"fieldSelector": selector}
+            )
         except ApiError as error:
             if error.is_transient:
                 raise

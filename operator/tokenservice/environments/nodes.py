@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from tokenservice.api.meta import Object
-from tokenservice.kube.client import Client, Resource, decode
+from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError
+from tokenservice.kube.resources import NODES
 from tokenservice.runtime.logs import get_logger
-
-NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
 
 _FULL = "nvidia.com/cuda.runtime-version.full"
 _PARTS = (

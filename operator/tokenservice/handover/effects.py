@@ -12,13 +12,10 @@ from tokenservice.api.meta import ObjectMeta, Pod, Struct
 from tokenservice.handover import patches
 from tokenservice.handover.claim import Claim, Taker
 from tokenservice.kube.cache import Cache
-from tokenservice.kube.client import STRATEGIC, Client, Resource, decode
+from tokenservice.kube.client import STRATEGIC, Client, decode
 from tokenservice.kube.errors import ApiError
+from tokenservice.kube.resources import PODS, REPLICASETS
 from tokenservice.runtime.logs import get_logger
-
-PODS = Resource("", "v1", "pods", "Pod")
-WARMPOOLS = Resource(names.GROUP, names.VERSION, "warmpools", "WarmPool")
-REPLICASETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
 
 _log = get_logger("tokenservice.handover")
 

@@ -11,12 +11,11 @@ from tokenservice import protocol
 from tokenservice.api.meta import Pod, Struct
 from tokenservice.api.v1alpha1 import LastStart
 from tokenservice.handover import starts
-from tokenservice.kube.client import Client, Resource, decode
+from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError, Unreachable
+from tokenservice.kube.resources import CORE_EVENTS
 from tokenservice.pods import calls
 from tokenservice.pods.calls import Calls, beginning
-
-EVENTS = Resource("", "v1", "events", "Event")
 
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
@@ -81,7 +80,7 @@ class Timer:
         selector = f"involvedObject.uid={pod.metadata.uid},reason=Pulled"
         try:
             query = {"fieldSelector": selector}
-            body = await self._client.request("GET", EVENTS.path(pod.metadata.namespace), query=query)
+            body = await self._client.request("GET", CORE_EVENTS.path(pod.metadata.namespace), query=query)
         except (ApiError, Unreachable):
             return 0.0  # it is told as if the image had been there
         return starts.pull_seconds(event.message for event in decode(body, _Page).items)

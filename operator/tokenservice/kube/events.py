@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 from tokenservice.api.conditions import cut
 from tokenservice.api.names import OPERATOR
-from tokenservice.kube.client import Client, Resource
+from tokenservice.kube.client import Client
 from tokenservice.kube.errors import ApiError, Unreachable
+from tokenservice.kube.resources import EVENTS
 
 log = logging.getLogger(__name__)
 
-EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
 
 NOTE_BYTES = 1024
 _REMEMBERED = 8192

@@ -21,12 +21,12 @@ from typing import Any, Literal
 import msgspec
 
 from tokenservice.api.names import OPERATOR
-from tokenservice.kube.client import Client, Resource
+from tokenservice.kube.client import Client
 from tokenservice.kube.errors import ApiError, Unreachable
+from tokenservice.kube.resources import LEASES
 
 log = logging.getLogger(__name__)
 
-LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 Step = Literal["create", "acquire", "renew", "wait", "lost"]
 

@@ -15,13 +15,13 @@ from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import EnvironmentStatus
 from tokenservice.handover import effects, tokens
 from tokenservice.handover.claim import POOL, is_member
-from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.handover.shape import PodSpec
 from tokenservice.handover.tally import Count, Tally
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, decode
 from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder, ObjectRef
+from tokenservice.kube.resources import PODS, WARMPOOLS
 from tokenservice.kube.status import numbers_wait, status_patch
 from tokenservice.nodes.fit import unfit
 from tokenservice.pods import environment

@@ -16,12 +16,21 @@ from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Nod
 from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
 from tokenservice.handover.claim import CLAIMS
-from tokenservice.handover.effects import PODS, WARMPOOLS
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client, Resource, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder, ObjectRef
+from tokenservice.kube.resources import (
+    BUDGETS,
+    CONDAENVIRONMENTS,
+    DEPLOYMENTS,
+    PODS,
+    REVISIONS,
+    SERVICES,
+    TOKENSERVICES,
+    WARMPOOLS,
+)
 from tokenservice.kube.status import numbers_wait, status_patch
 from tokenservice.pods.manifests import Manifest
 from tokenservice.pods.refusal import RETRY_REFUSED_SECONDS, Refusal
@@ -37,14 +46,6 @@ from tokenservice.services.store import Key, Store, read
 from tokenservice.services.taking import WarmPods
 from tokenservice.services.verify import Answer
 from tokenservice.services.warm import Hand
-
-TOKENSERVICES = Resource(names.GROUP, names.VERSION, "tokenservices", "TokenService")
-DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
-SERVICES = Resource("", "v1", "services", "Service")
-BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
-NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
-REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
-CONDAENVIRONMENTS = Resource(names.GROUP, names.VERSION, "condaenvironments", "CondaEnvironment")
 
 RESOURCES: dict[Child, Resource] = {
     "environment": CONDAENVIRONMENTS,
