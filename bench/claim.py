@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from tokenservice.api.pools import WarmPool
 
 from bench import claim_setup as setup
 from bench.audit import counted
@@ -105,32 +106,39 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def _bare(self, namespace: str, scenario: Scenario, called: list[str]) -> AsyncIterator[None]:
-        """A bare client claims, from a pool that nobody else looks after."""
-        pool = await setup.make_pool(self._api, namespace, self._pool, scenario.refill_per_s)
-        text = setup.pod_text(await setup.pod_schema(self._api), pool)
-        await setup.make_services(self._api, namespace, called)
-        await setup.fill(self._api, namespace, text, self._pool)
-        task = self._setting.bare(namespace, pool, pod=text, refill_per_s=scenario.refill_per_s)
-        log = self._setting.logs / f"{namespace}.log"
-        async with Child("bench.claim_bare", msgspec.json.encode(task), log):
-            yield
+        """A bare client claims. What the operator has made is there, so that a claim has the same consequences."""
+        async with self._prepared(namespace, scenario, called) as (pool, operator):
+            await operator.stop()
+            text = setup.pod_text(await setup.pod_schema(self._api), pool)
+            task = self._setting.bare(namespace, pool, pod=text, refill_per_s=scenario.refill_per_s)
+            log = self._setting.logs / f"{namespace}-client.log"
+            async with Child("bench.claim_bare", msgspec.json.encode(task), log):
+                yield
 
     @contextlib.asynccontextmanager
     async def _operated(self, namespace: str, scenario: Scenario, called: list[str]) -> AsyncIterator[Operator]:
-        """The operator fills the pool, and claims."""
+        """The operator claims, and fills the pool."""
+        async with self._prepared(namespace, scenario, called) as (_, operator):
+            yield operator
+            await operator.stop()
+
+    @contextlib.asynccontextmanager
+    async def _prepared(
+        self, namespace: str, scenario: Scenario, called: list[str]
+    ) -> AsyncIterator[tuple[WarmPool, Operator]]:
+        """TokenServices with all that is theirs but a replica, and a full pool; the operator that has made them."""
         log = self._setting.logs / f"{namespace}.log"
         operator = Operator(self._setting.operator.kubeconfig, log, self._workers)
         await operator.start()
         try:
             await operator.ready()
-            await setup.make_pool(self._api, namespace, self._pool, setup.FILLING_PER_S)
+            pool = await setup.make_pool(self._api, namespace, self._pool, setup.FILLING_PER_S)
             await setup.make_services(self._api, namespace, called)
             await self._api.until_ready(namespace, len(called), lambda _: None, READY_SECONDS)
             await setup.filled(self._api, namespace, self._pool)
             await setup.set_refill(self._api, namespace, scenario.refill_per_s)
             await operator.settled()
-            yield operator
-            await operator.stop()
+            yield pool, operator
         finally:
             await operator.kill()
 

@@ -61,7 +61,7 @@ from tokenservice.watch import Kind
 T = TypeVar("T", bound=HasMetadata)
 
 
-POOL_SECONDS = 0.05
+POOL_SECONDS = 0.2
 """For so long a pool waits for more of its pods to change: in a burst many do, and a look takes milliseconds."""
 
 
@@ -109,7 +109,7 @@ class Parts:
         self._waiting = Waiting()
         self._asker = Asker(on_answer=lambda pod: self._queue.add(owner_key(pod.metadata)), now=_now)
         self._assigner = Assigner(
-            key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata)), clock=time.monotonic
+            key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata), urgent=True), clock=time.monotonic
         )
         self._timer = Timer(client, on_timed=self._timed)
         tally = Tally(lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS))
@@ -164,6 +164,7 @@ class Parts:
             metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
+            hurry=lambda: self._queue.urgent,
         )
         collection = environments.Collection(
             self.services,
@@ -220,8 +221,12 @@ class Parts:
 
     def _take_service(self, raw: Mapping[str, Any] | msgspec.Raw) -> None:
         service = read(raw) if isinstance(raw, msgspec.Raw) else decode(raw)
+        key = (service.metadata.namespace, service.metadata.name)
+        known = self.services.get(key)
         if self.services.observe(service):
-            self._queue.add((service.metadata.namespace, service.metadata.name))
+            # Somebody may wait for what was edited just now, and nobody for what our own status comes back with.
+            edited = known is not None and known.metadata.generation != service.metadata.generation
+            self._queue.add(key, urgent=edited)
 
     def _remove_service(self, key: Key) -> None:
         self.services.remove(key)
@@ -331,7 +336,7 @@ class Parts:
         pool = new.metadata.labels.get(names.LABEL_POOL) if new else None
         if new and pool and readiness(new):
             for waiting in self._warm_pods.waiting_for((new.metadata.namespace, pool)):
-                self._queue.add(waiting)
+                self._queue.add(waiting, urgent=True)
 
     def _matters(self, pod: Pod) -> object:
         """What of a pod leads to another plan: counts come from the Deployment."""

@@ -31,7 +31,8 @@ def clean(plane: Plane) -> Iterator[Plane]:
     """The control plane, without a release and without CRDs afterwards."""
     yield plane
     plane.helm("uninstall", "op", "--ignore-not-found", "--wait")
-    plane.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
+    gone = plane.call("kubectl", "delete", "crd", *CRDS, "--ignore-not-found", "--timeout=180s")
+    assert gone.returncode == 0, gone.stderr + plane.kubectl("get", "crd", *CRDS, "--ignore-not-found", "--output=yaml")
 
 
 def test_the_crds_follow_upgrades_and_outlive_the_release(clean: Plane, tmp_path: Path) -> None:

@@ -10,11 +10,17 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Turns(Generic[K]):
-    """At most `per_second` turns in a second; the first ones at once. Kept in memory: without it all are early."""
+    """At most `per_second` turns in a second; the first ones at once. Kept in memory: without it all are early.
 
-    def __init__(self, per_second: float) -> None:
+    calm: seconds after `disturbed` in which nothing begins. patience: seconds after which it does all the same.
+    """
+
+    def __init__(self, per_second: float, *, calm: float = 0.0, patience: float = 0.0) -> None:
         self._pause = timedelta(seconds=1.0 / per_second)
+        self._calm = timedelta(seconds=calm)
+        self._patience = timedelta(seconds=patience)
         self._next: datetime | None = None
+        self._quiet: datetime | None = None
         self._turns: dict[K, datetime] = {}
 
     def wait(self, key: K, now: datetime) -> float:
@@ -22,7 +28,14 @@ class Turns(Generic[K]):
         if key not in self._turns:
             self._turns[key] = at = max(now, self._next or now)
             self._next = at + self._pause
-        return max(0.0, (self._turns[key] - now).total_seconds())
+        turn = self._turns[key]
+        if self._quiet:
+            turn = max(turn, min(self._quiet, turn + self._patience))
+        return max(0.0, (turn - now).total_seconds())
+
+    def disturbed(self, now: datetime) -> None:
+        """Something is done for which somebody waits."""
+        self._quiet = now + self._calm
 
     def done(self, key: K) -> None:
         """It has had its turn, or wants none any more."""

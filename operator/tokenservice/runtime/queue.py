@@ -1,7 +1,7 @@
 """A queue of keys, after client-go's workqueue: deduplicating, serial per key, with delays and backoff.
 
 A key that is added while it waits is handed out once; one that is added while it is being worked on is handed out again
-afterwards, never to two workers at a time. No addition is lost.
+afterwards, never to two workers at a time. No addition is lost. Urgent keys come first, and still the others get on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+
+URGENT_IN_A_ROW = 8
+"""Urgent keys that may come one after the other while others wait."""
 
 
 class QueueMetrics(Protocol):
@@ -49,8 +52,12 @@ class KeyedQueue(Generic[K]):
         self._clock = clock
         self._rand = rand
         self._metrics = metrics
-        self._ready: deque[K] = deque()
-        self._waiting: dict[K, float] = {}  # in _ready, or dirty while being worked on; since when
+        self._urgent: deque[K] = deque()
+        self._ready: deque[K] = deque()  # may hold outdated entries, of keys that became urgent: _queued decides
+        self._row = 0  # urgent keys since the last one that was not
+        self._queued: dict[K, bool] = {}  # waiting for a worker; whether it is urgent
+        self._waiting: dict[K, float] = {}  # in _queued, or dirty while being worked on; since when
+        self._hurried: set[K] = set()  # dirty while being worked on, and urgent
         self._working: dict[K, float] = {}
         self._failures: dict[K, int] = {}
         self._due: dict[K, float] = {}
@@ -63,7 +70,12 @@ class KeyedQueue(Generic[K]):
     @property
     def depth(self) -> int:
         """How many keys wait for a worker."""
-        return len(self._ready)
+        return len(self._queued)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether an urgent key waits for a worker."""
+        return bool(self._urgent)
 
     @property
     def delayed(self) -> int:
@@ -75,15 +87,18 @@ class KeyedQueue(Generic[K]):
         """Nothing waits and nothing is worked on; delayed keys may remain."""
         return not self._waiting and not self._working
 
-    def add(self, key: K) -> None:
-        """Hands the key to a worker as soon as one is free."""
-        if key in self._waiting:
-            return
-        self._waiting[key] = self._clock()
-        if self._metrics is not None:
-            self._metrics.added()
-        if key not in self._working:
-            self._enqueue(key)
+    def add(self, key: K, *, urgent: bool = False) -> None:
+        """Hands the key to a worker as soon as one is free; an urgent one before those that are not."""
+        new = key not in self._waiting
+        if new:
+            self._waiting[key] = self._clock()
+            if self._metrics is not None:
+                self._metrics.added()
+        if key in self._working:
+            if urgent:
+                self._hurried.add(key)
+        elif new or (urgent and not self._queued[key]):
+            self._enqueue(key, urgent=urgent)
 
     def add_after(self, key: K, seconds: float) -> None:
         """Adds the key in so many seconds; of several times for one key the earliest counts."""
@@ -120,7 +135,7 @@ class KeyedQueue(Generic[K]):
 
     async def get(self) -> K:
         """Waits for a key; the caller must call `done` with it."""
-        while not self._ready:
+        while not self._queued:
             getter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._getters.append(getter)
             try:
@@ -129,16 +144,31 @@ class KeyedQueue(Generic[K]):
                 getter.cancel()
                 if getter in self._getters:
                     self._getters.remove(getter)
-                if self._ready:  # woken and cancelled at once: the key goes to another
+                if self._queued:  # woken and cancelled at once: the key goes to another
                     self._wake()
                 raise
-        key = self._ready.popleft()
+        key = self._pop()
         now = self._clock()
         waited = now - self._waiting.pop(key)
         self._working[key] = now
         if self._metrics is not None:
             self._metrics.waited(waited)
-            self._metrics.depth(len(self._ready))
+            self._metrics.depth(self.depth)
+        return key
+
+    def _pop(self) -> K:
+        """The next key; there is one."""
+        others = len(self._queued) > len(self._urgent)
+        if self._urgent and not (others and self._row >= URGENT_IN_A_ROW):
+            key = self._urgent.popleft()
+            self._row = self._row + 1 if others else 0
+        else:
+            while self._queued.get(key := self._ready.popleft()) is not False:
+                pass
+            self._row = 0
+        if not others:
+            self._ready.clear()
+        del self._queued[key]
         return key
 
     def done(self, key: K) -> None:
@@ -147,7 +177,8 @@ class KeyedQueue(Generic[K]):
         if self._metrics is not None:
             self._metrics.worked(self._clock() - started)
         if key in self._waiting:
-            self._enqueue(key)
+            self._enqueue(key, urgent=key in self._hurried)
+            self._hurried.discard(key)
 
     def tick(self) -> None:
         """Adds the delayed keys whose time has come. The queue's own timer calls it."""
@@ -159,10 +190,14 @@ class KeyedQueue(Generic[K]):
                 self.add(key)
         self._arm()
 
-    def _enqueue(self, key: K) -> None:
-        self._ready.append(key)
+    def _enqueue(self, key: K, *, urgent: bool) -> None:
+        (self._urgent if urgent else self._ready).append(key)
+        promoted = key in self._queued
+        self._queued[key] = urgent
+        if promoted:
+            return
         if self._metrics is not None:
-            self._metrics.depth(len(self._ready))
+            self._metrics.depth(self.depth)
         self._wake()
 
     def _wake(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -14,7 +15,7 @@ from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.events import Event
 from tokenservice.api.meta import Condition, ControllerRevision, Deployment, Node, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService
+from tokenservice.api.v1alpha1 import EnvironmentStatus, TokenService, TokenServiceSpec
 from tokenservice.handover.claim import CLAIMS
 from tokenservice.kube.apply import applied_hash, keep_own_fields, needs_apply, owned_fields, with_hash
 from tokenservice.kube.cache import Cache
@@ -142,6 +143,8 @@ class _Memo:
 
     uid: str
     generation: int
+    spec: TokenServiceSpec
+    """Without the replicas."""
     retry: str
     runs_in: tuple[str, str | None] | None
     """Image, and the environment in it."""
@@ -160,15 +163,38 @@ class _Memo:
     checked: dict[Child, tuple[tuple[bytes | None, str], str | None]] = field(default_factory=dict)
     """Child -> what there is (managed fields, hash) and the hash of what should be, for which nothing was to apply."""
 
+    def holds(self, metadata: ObjectMeta, retry: str, spec: TokenServiceSpec) -> bool:
+        """Whether it is about what is asked for now, but for the replicas; `spec` is without them."""
+        if (self.uid, self.retry) != (metadata.uid, retry):
+            return False
+        if self.generation == metadata.generation:
+            return True
+        return self.spec == spec and not isinstance(self.children, Refusal)  # what was refused may be taken now
 
-@dataclass(frozen=True)
+    def scaled(self, service: TokenService) -> None:
+        """Other replicas are asked for, and nothing else."""
+        self.generation = service.metadata.generation
+        self.environment_refusal = self.pool_refusal = None
+        self.unpullable.clear()
+        if not isinstance(self.children, Refusal) and self.children.deployment:
+            spec = {**self.children.deployment["spec"], "replicas": service.spec.replicas}
+            self.children = replace(self.children, deployment={**self.children.deployment, "spec": spec})
+
+
+@dataclass
 class _Picture:
     """What is, and what follows from it."""
 
     snapshot: Snapshot
     found: Step
     hand: Hand
-    plan: Plan
+    memo: _Memo
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Worked out when it is asked for: who only gives a pod its model need not know it."""
+        snapshot = replace(self.snapshot, children=_composed(self.memo, self.found, self.hand))
+        return plan(snapshot, _changes(snapshot, self.memo, self.found), self.found, self.hand)
 
 
 class Reconciler:
@@ -187,8 +213,11 @@ class Reconciler:
         metrics: RolloutMetrics,
         cluster_domain: str,
         now: Callable[[], datetime],
+        hurry: Callable[[], bool] = lambda: False,
     ) -> None:
+        """hurry: whether other TokenServices wait for a pod from a pool, or for a pod's requests."""
         self._client = client
+        self._hurry = hurry
         self._store = store
         self._caches = caches
         self._schemas = schemas
@@ -219,8 +248,13 @@ class Reconciler:
             self._warm.gone(key)
             return Result()
         memo = await self._memo(key, service)
-        picture = await self._taken(key, service, memo)
-        snapshot, found, hand, step = picture.snapshot, picture.found, picture.hand, picture.plan
+        picture, taken = await self._taken(key, service, memo)
+        snapshot, found, hand = picture.snapshot, picture.found, picture.hand
+        self._warm.assign(key, service, found, hand)
+        wrote = await self._warm.put_into_service(found, hand)
+        if (taken or wrote) and self._hurry():
+            return Result(requeue_after=0.0)  # the rest can wait: there is somebody whose request cannot
+        step = picture.plan
         if service.status.observed_generation and (found.adopt or any(_lost(apply) for apply in step.applies)):
             # Children that were right are gone or different. That may be since the TokenService is being deleted,
             # unseen by the watch as yet: an orphan must not get its owner back.
@@ -229,8 +263,6 @@ class Reconciler:
                 self._store.remove(key)
             if current is None or current.deletion_timestamp:
                 return Result()
-        self._warm.assign(key, service, found, hand)
-        wrote = await self._warm.put_into_service(found, hand)
         wrote = await self._mark(key, service, found) or wrote
         for apply in step.applies:
             refusal = await self._apply(key, apply, memo)
@@ -304,21 +336,20 @@ class Reconciler:
         )
         found = rollout.step(snapshot)
         hand = self._warm.hand(snapshot, found)
-        snapshot = replace(snapshot, children=_composed(memo, found, hand))
-        return _Picture(snapshot, found, hand, plan(snapshot, _changes(snapshot, memo, found), found, hand))
+        return _Picture(snapshot, found, hand, memo)
 
     def _pool(self, namespace: str, name: str) -> WarmPool | None:
         return self._caches.warm_pools.get(namespace, name) if self._caches.warm_pools else None
 
-    async def _taken(self, key: Key, service: TokenService, memo: _Memo) -> _Picture:
-        """The picture, once the warm pods are claimed that it asks for: nothing is to come before that."""
-        picture = self._picture(service, memo)
-        for _ in range(CLAIM_TRIES):
-            if not picture.hand.balance.take or service.metadata.deletion_timestamp:
-                break
+    async def _taken(self, key: Key, service: TokenService, memo: _Memo) -> tuple[_Picture, bool]:
+        """The picture, once the warm pods are claimed that it asks for: nothing is to come before that. And whether
+        there were any.
+        """
+        picture, tries = self._picture(service, memo), 0
+        while picture.hand.balance.take and not service.metadata.deletion_timestamp and tries < CLAIM_TRIES:
             await self._warm.claim(key, service, picture.hand)
-            picture = self._picture(service, memo)
-        return picture
+            picture, tries = self._picture(service, memo), tries + 1
+        return picture, tries > 0
 
     async def _go_cold(self, key: Key, found: Step, hand: Hand) -> bool:
         """Writes on a revision that it goes without warm pods. Returns whether there was anything to write."""
@@ -346,7 +377,10 @@ class Reconciler:
         runs_in = self._surroundings(service, None, None).runs_in
         image = _image(runs_in)
         memo = self._memos.get(key)
-        if memo and (memo.uid, memo.generation, memo.retry) == (metadata.uid, metadata.generation, retry):
+        spec = msgspec.structs.replace(service.spec, replicas=0)
+        if memo and memo.holds(metadata, retry, spec):
+            if memo.generation != metadata.generation:
+                memo.scaled(service)
             # What may have passed is asked again, which costs one request an event.
             if self._may_pass(memo.environment_refusal, memo.environment_since):
                 memo.environment_refusal = None
@@ -360,7 +394,7 @@ class Reconciler:
             return memo
         inline = render.environment(service)
         memo = _Memo(
-            *(metadata.uid, metadata.generation, retry, image),
+            *(metadata.uid, metadata.generation, spec, retry, image),
             environment=with_hash(inline) if inline else None,
             children=await self._children(service, runs_in),
             since=self._now(),

@@ -36,6 +36,8 @@ from tokenservice.services.warm import Hand, Pooled
 SETTLES_PER_SECOND = 5.0
 """TokenServices whose claims begin to settle in a second. It costs the cluster ten writes each, for which nobody waits;
 claims, for which somebody does, go first."""
+CALM_SECONDS, PATIENCE_SECONDS = 1.0, 30.0
+"""After a claim, none begins to settle for so long; but none waits longer than that where claims go on and on."""
 JUST_SECONDS = 600.0
 """For so long a start counts as one that has just been: before, an operator that begins knows nothing of it."""
 
@@ -136,7 +138,7 @@ class WarmPods:
         self._known: dict[Key, _Known] = {}
         self._waiting: dict[Key, set[Key]] = {}
         """WarmPool -> the TokenServices that would take another of its pods."""
-        self._turns: Turns[Key] = Turns(SETTLES_PER_SECOND)
+        self._turns: Turns[Key] = Turns(SETTLES_PER_SECOND, calm=CALM_SECONDS, patience=PATIENCE_SECONDS)
         self._starts: dict[str, LastStart] = {}
         """Of pods that were put into a Service, by uid."""
 
@@ -210,6 +212,7 @@ class WarmPods:
         if pool is None:
             return
         taker = Taker(*key, uid=service.metadata.uid)
+        self._turns.disturbed(self._now())
         for pod in await self._effects.claim(taker, hand.balance.take, hand.revision, pool):
             made = time_of(pod.metadata.creation_timestamp) or self._now()
             self._metrics.pool_hit((self._now() - made).total_seconds())

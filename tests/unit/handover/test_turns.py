@@ -24,3 +24,16 @@ def test_after_a_pause_it_is_at_once_again() -> None:
         turns.wait(key, NOW)
     assert turns.wait("d", NOW + timedelta(minutes=1)) == 0.0
     turns.done("nobody")
+
+
+def test_nothing_begins_while_somebody_waits_for_something_else() -> None:
+    turns: Turns[str] = Turns(5, calm=1, patience=30)
+    assert turns.wait("a", NOW) == 0.0
+    turns.disturbed(NOW)
+    assert turns.wait("a", NOW) == 1.0
+    assert turns.wait("b", NOW + timedelta(seconds=2)) == 0.0
+    for second in range(29):
+        turns.disturbed(NOW + timedelta(seconds=second))
+        assert turns.wait("a", NOW + timedelta(seconds=second)) == 1.0
+    turns.disturbed(NOW + timedelta(seconds=30))
+    assert turns.wait("a", NOW + timedelta(seconds=30)) == 0.0, "it has waited for long enough"

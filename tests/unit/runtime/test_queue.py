@@ -62,6 +62,50 @@ async def test_a_key_added_while_worked_on_comes_again_afterwards() -> None:
     assert queue.idle
 
 
+async def test_urgent_keys_come_first_and_once() -> None:
+    queue: KeyedQueue[str] = KeyedQueue()
+    for key in "abcd":
+        queue.add(key)
+    assert not queue.urgent
+    for key in "cex":
+        queue.add(key, urgent=True)
+    queue.add("c")
+    assert queue.urgent
+    assert queue.depth == 6
+    assert drain(queue) == ["c", "e", "x", "a", "b", "d"]
+    assert not queue.urgent
+    assert queue.idle
+
+
+async def test_a_key_is_urgent_once() -> None:
+    queue: KeyedQueue[str] = KeyedQueue()
+    queue.add("a", urgent=True)
+    assert ready(queue) == "a"
+    queue.add("a")
+    queue.add("b", urgent=True)
+    queue.done("a")
+    assert ready(queue) == "b"
+    assert ready(queue) == "a"
+    queue.add("b", urgent=True)
+    queue.add("c")
+    queue.done("b")
+    assert drain(queue) == ["b", "c"], "urgent although it was being worked on"
+
+
+async def test_urgent_keys_do_not_hold_up_the_others_for_ever() -> None:
+    queue: KeyedQueue[int] = KeyedQueue()
+    for key in range(1000, 1010):
+        queue.add(key)
+    seen: list[int] = []
+    for key in range(90):
+        queue.add(key, urgent=True)
+        got = await queue.get()
+        queue.done(got)
+        seen.append(got)
+    assert [key for key in seen if key >= 1000] == list(range(1000, 1010))
+    assert [key for key in seen if key < 1000] == list(range(80))
+
+
 async def test_of_several_times_the_earliest_counts() -> None:
     clock = Clock()
     queue: KeyedQueue[str] = KeyedQueue(clock=clock)
@@ -151,7 +195,7 @@ async def test_metrics() -> None:
 
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "after", "limited", "get", "done", "pass", "forget"]),
+        st.sampled_from(["add", "urgent", "after", "limited", "get", "done", "pass", "forget"]),
         st.sampled_from("abc"),
         st.floats(0, 3),
     ),
@@ -192,8 +236,8 @@ def test_no_key_is_lost_and_none_is_worked_on_twice_at_a_time(operations: list[t
                 owed.add(key)
 
         for operation, key, seconds in operations:
-            if operation == "add":
-                queue.add(key)
+            if operation in ("add", "urgent"):
+                queue.add(key, urgent=operation == "urgent")
                 owed.add(key)
             elif operation == "after":
                 queue.add_after(key, seconds)

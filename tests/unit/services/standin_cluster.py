@@ -95,6 +95,8 @@ class Cluster:
         self.pools_asked: list[tuple[str, str]] = []
         self.hits = 0
         self.misses: list[str] = []
+        self.hurry = False
+        """Whether others wait for a pod."""
         self.reconciler = self.restarted()
         self.want(**spec)
 
@@ -123,6 +125,7 @@ class Cluster:
             metrics=self,
             cluster_domain="cluster.local",
             now=self.clock,
+            hurry=lambda: self.hurry,
         )
         return self.reconciler
 

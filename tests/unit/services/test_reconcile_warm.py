@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenservice.api import names
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS
+from tokenservice.services import render
 from tokenservice.services.warm import COLD_SECONDS, PASSING_SECONDS
 
 from tests.unit.services.builders import IMAGE, node
@@ -127,6 +128,43 @@ async def test_from_an_edit_to_a_pod_of_the_deployment() -> None:
     assert counts(cluster) == (2, 2, 2, 0)
     assert cluster.hits == 1, "no other was taken on the way"
     assert len(kubernetes.waiting) == 1
+
+
+async def test_what_nobody_waits_for_comes_when_nobody_waits() -> None:
+    """The pod is taken, given its model and its requests; the status comes in the next look."""
+    cluster, kubernetes = await serving(1, warm=2)
+    scale(cluster, 2)
+    cluster.hurry = True
+    for what in ("the claim", "the requests"):
+        cluster.writes.clear()
+        result = await cluster.reconciler.reconcile(KEY)
+        assert (cluster.writes, result.requeue_after) == (["patch pods"], 0.0), what
+        assert cluster.assigner.given
+        kubernetes.loaded()
+    assert cluster.says("Ready") == ("True", "Serving")
+    assert counts(cluster) == (1, 1, 1, 0)
+    assert await cluster.reconcile() == ["status"], "others wait still, and this one has nothing urgent left"
+    assert counts(cluster) == (2, 2, 2, 1)
+
+
+async def test_another_number_of_replicas_is_no_other_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering it takes longer than everything else that an edit of the replicas needs."""
+    cluster, kubernetes = await serving(1)
+    rendered: list[int] = []
+    children = render.children
+    monkeypatch.setattr(render, "children", lambda *given: rendered.append(1) or children(*given))
+    for replicas in (3, 0, 2):
+        scale(cluster, replicas)
+        await cluster.reconcile()
+        kubernetes.controllers()
+        kubernetes.start()
+        kubernetes.controllers()
+        await cluster.reconcile()
+        assert asked(cluster) == replicas
+    assert rendered == []
+    scale(cluster, 2, **NEW)
+    await cluster.reconcile()
+    assert rendered == [1]
 
 
 async def test_ready_stays_so_while_a_model_loads_but_not_for_long() -> None:
