@@ -306,7 +306,8 @@ def test_scaled_up_from_a_pool(
     module_space.condition("tiny", "WarmPoolReady", "Fits")
 
     filled(module_space)
-    (warm,) = module_space.api.list("Pod", module_space.name, labelSelector="tokenservice.dev/pool=tiny")
+    found = module_space.api.list("Pod", module_space.name, labelSelector="tokenservice.dev/pool=tiny")
+    (warm,) = (pod for pod in found if "deletionTimestamp" not in pod["metadata"])  # an earlier pool's may drain still
     name = warm["metadata"]["name"]
     pods = Timeline(module_space.api, "Pod", module_space.name)
     pods.first(lambda pod: pod["metadata"]["name"] == name, "the warm pod is watched")
