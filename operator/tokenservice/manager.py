@@ -63,7 +63,7 @@ def run(options: Options) -> int:
     except (OSError, ValueError) as error:
         log.error("the key of tokens cannot be used", file=options.token_key_file, error=str(error))  # noqa: TRY400 - says all
         return 1
-    # Its sockets and TLS are not made in Python, which is where a third of the time went.
+    # Its sockets and TLS are C; those of asyncio are Python, and took a good part of a busy operator's time.
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Manager(options, connection, template, key).run())
 
