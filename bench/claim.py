@@ -91,7 +91,7 @@ class Bench:
             late = await setup.offer(self._api, namespace, measured, scenario.per_s)
             await setup.finished(audit, namespace, len(called), FINISH_SECONDS)
             if operator:
-                await operator.settled()
+                await setup.settled(self._api, namespace)
         told = story(audit.read(), namespace)
         began = min(at for service, times in told.edits.items() if service not in warm_up for at in times)
         user = self._setting.operator.user if operator else self._setting.client.user

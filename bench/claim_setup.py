@@ -27,6 +27,7 @@ POOL = "pool"
 MODEL = SPEC["model"]["source"]
 FILLING_PER_S = 200
 """`refill.maxPerSecond` until the pool is full."""
+SETTLE_SECONDS = 600.0
 FILL_SECONDS = 300.0
 CONNECTIONS = 100
 """That edits are sent on. Opened beforehand: a burst is to be one of edits, not of TLS handshakes."""
@@ -198,6 +199,16 @@ async def finished(audit: AuditLog, namespace: str, count: int, seconds: float) 
         if now >= count or time.monotonic() - since > seconds:
             return told
         await asyncio.sleep(1.0)
+
+
+async def settled(api: Api, namespace: str) -> None:
+    """Waits until no claimed pod is left: each is a Deployment's. The pool may be filled still, a pod a second."""
+    path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={names.LABEL_CLAIM}&limit=1"
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while msgspec.json.decode(await api.send("GET", path), type=_Pods).items:
+        if time.monotonic() > deadline:
+            raise BenchError(f"claimed pods of {namespace} have not settled after {SETTLE_SECONDS:g} s")
+        await asyncio.sleep(2.0)
 
 
 async def _until(warm: Callable[[], Awaitable[int]], count: int) -> None:
