@@ -20,7 +20,7 @@ from tokenservice.pools import render
 from bench.audit import AuditLog
 from bench.claim_bare import Task
 from bench.claim_log import Story, story
-from bench.client import GROUP, MANAGER, MERGE, NAME, SPEC, Api, each
+from bench.client import GROUP, MANAGER, MERGE, NAME, SPEC, Api, each, until
 from bench.cluster import BenchError, Cluster, Identity
 
 POOL = "pool"
@@ -204,11 +204,11 @@ async def finished(audit: AuditLog, namespace: str, count: int, seconds: float) 
 async def settled(api: Api, namespace: str) -> None:
     """Waits until no claimed pod is left: each is a Deployment's. The pool may be filled still, a pod a second."""
     path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={names.LABEL_CLAIM}&limit=1"
-    deadline = time.monotonic() + SETTLE_SECONDS
-    while msgspec.json.decode(await api.send("GET", path), type=_Pods).items:
-        if time.monotonic() > deadline:
-            raise BenchError(f"claimed pods of {namespace} have not settled after {SETTLE_SECONDS:g} s")
-        await asyncio.sleep(2.0)
+
+    async def none() -> bool:
+        return not msgspec.json.decode(await api.send("GET", path), type=_Pods).items
+
+    await until(none, f"claimed pods of {namespace} have not settled", SETTLE_SECONDS, every=2.0)
 
 
 async def _until(warm: Callable[[], Awaitable[int]], count: int) -> None:

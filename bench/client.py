@@ -121,7 +121,7 @@ class Api:
         body = _encode({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         await self.send("POST", "/api/v1/namespaces", body)
         path = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-        await _until(lambda: self.exists(path), "the namespace has no service account", seconds)
+        await until(lambda: self.exists(path), "the namespace has no service account", seconds)
 
     async def remove_namespace(self, name: str, seconds: float = 900.0) -> None:
         """Deletes a namespace, and waits until all that was in it is gone."""
@@ -131,7 +131,7 @@ class Api:
         async def gone() -> bool:
             return not await self.exists(path)
 
-        await _until(gone, "the namespace is still there", seconds, every=1.0)
+        await until(gone, "the namespace is still there", seconds, every=1.0)
 
     async def services(self, namespace: str) -> tuple[Seen, ...]:
         """The TokenServices of the namespace."""
@@ -267,7 +267,8 @@ async def each(work: Callable[[str], Awaitable[None]], names: Iterable[str], in_
         raise errors.exceptions[0] from None
 
 
-async def _until(probe: Callable[[], Awaitable[bool]], problem: str, seconds: float, every: float = 0.1) -> None:
+async def until(probe: Callable[[], Awaitable[bool]], problem: str, seconds: float, every: float = 0.1) -> None:
+    """Waits until the probe is true. Raises BenchError with the problem after so many seconds."""
     try:
         async with asyncio.timeout(seconds):
             while not await probe():  # noqa: ASYNC110 - what is asked is another machine

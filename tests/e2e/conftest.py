@@ -22,6 +22,11 @@ CLUSTER = os.environ.get("E2E_CLUSTER", "test-e2e")
 SYSTEM = "tokenservice-system"
 RELEASE = "tokenservice-operator"
 SECOND_NODE = "node-2"
+LEAVES_LOST_NODES = [
+    {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+    for key in ("not-ready", "unreachable")
+]
+"""Tolerations of a pod that is made anew a second after its node is missed."""
 CHANNEL = "conda-channel"
 """Namespace of the conda channels."""
 LOGIN = {"username": "builder", "password": "planted-Zq7vX2-never-to-be-shown"}

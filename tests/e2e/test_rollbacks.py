@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.client import Client
-from tests.e2e.conftest import SECOND_NODE
+from tests.e2e.conftest import LEAVES_LOST_NODES, SECOND_NODE
 from tests.e2e.gpus import GPU, node_with_gpus
 from tests.support.api import Api, Object
 from tests.support.cluster import Cluster
@@ -189,11 +189,7 @@ def test_a_node_that_is_lost_in_the_middle(
         "whenUnsatisfiable": "ScheduleAnyway",
         "labelSelector": {"matchLabels": {"tokenservice.dev/service": "torn"}},
     }
-    gone = [
-        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
-        for key in ("not-ready", "unreachable")
-    ]
-    template = {"spec": {"topologySpreadConstraints": [spread], "tolerations": gone}}
+    template = {"spec": {"topologySpreadConstraints": [spread], "tolerations": LEAVES_LOST_NODES}}
     good(space, standin_image, "torn", replicas=2, template=template, rollout={"progressDeadlineSeconds": 600})
     assert SECOND_NODE in {pod["spec"]["nodeName"] for pod in space.pods("torn")}
     space.patch("torn", **serving("--version-text", "new", "--ready-after", "5"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.client import Client
-from tests.e2e.conftest import RELEASE, SECOND_NODE, SYSTEM
+from tests.e2e.conftest import LEAVES_LOST_NODES, RELEASE, SECOND_NODE, SYSTEM
 from tests.support.api import Api, Object
 from tests.support.cluster import Cluster, condition, localcluster
 from tests.support.space import Space, container
@@ -201,52 +201,48 @@ def test_without_a_warm_pod(team: Team) -> None:
     team.serves(2, seconds=IMPORT_SECONDS + 60)
 
 
-def test_a_model_that_cannot_be_loaded(team: Team) -> None:
+@pytest.mark.parametrize(
+    ("resources", "bad", "good", "words"),
+    [
+        ({}, {"model": {"source": "hf://acme/broken"}}, {"model": {"source": "file:///opt/standin"}}, "broken"),
+        (
+            {"limits": {"memory": "256Mi"}},
+            {"engine": {"args": ["--allocate-mib", "512"]}},
+            {"engine": {"args": []}},
+            "more memory than its limit allows",
+        ),
+    ],
+    ids=["damaged", "too large for its memory"],
+)
+def test_a_model_that_cannot_be_loaded(team: Team, resources: Object, bad: Object, good: Object, words: str) -> None:
     """One warm pod finds that out; the pool is not used up by it, and what serves goes on serving."""
-    team.pool()
-    team.service(replicas=1)
+    template = copy.deepcopy(TEMPLATE)
+    template["spec"]["containers"][0]["resources"] = resources
+    team.pool(template=template)
+    team.service(replicas=1, template=template)
     before = team.space.uids(SERVICE) if team.serves(1) else set()
     team.full()
-    team.space.patch(SERVICE, model={"source": "hf://acme/broken"})
+    team.space.patch(SERVICE, **bad)
     told = team.space.condition(SERVICE, "WarmPoolReady", "LoadFailed")
-    assert "broken" in told["message"]
+    assert words in told["message"]
     assert before <= team.space.uids(SERVICE)
     team.full()
     assert team.claimed() == []
-    team.space.patch(SERVICE, model={"source": "file:///opt/standin"})
-    team.space.ready(SERVICE)
-    assert team.space.uids(SERVICE) == before
-
-
-def test_a_model_that_needs_too_much_memory(team: Team) -> None:
-    """The kernel kills the server of the one warm pod that tries; what serves goes on serving."""
-    limited = copy.deepcopy(TEMPLATE)
-    limited["spec"]["containers"][0]["resources"] = {"limits": {"memory": "256Mi"}}
-    team.pool(template=limited)
-    team.service(replicas=1, template=limited)
-    before = team.space.uids(SERVICE) if team.serves(1) else set()
-    team.full()
-    team.space.patch(SERVICE, engine={"args": ["--allocate-mib", "512"]})
-    told = team.space.condition(SERVICE, "WarmPoolReady", "LoadFailed", seconds=60)
-    assert "more memory than its limit allows" in told["message"]
-    assert before <= team.space.uids(SERVICE)
-    team.full()
-    assert team.claimed() == []
-    team.space.patch(SERVICE, engine={"args": []})
+    team.space.patch(SERVICE, **good)
     team.space.ready(SERVICE)
     assert team.space.uids(SERVICE) == before
 
 
 def test_a_node_that_is_lost_under_a_claim(team: Team, cluster: Cluster, second_node: Callable[[], None]) -> None:
     """While the model loads there: the replicas that are wanted serve in the end, on the node that is left."""
-    apart: Object = {"matchLabels": {"tokenservice.dev/pool": POOL}}
-    spread = {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
-    gone = [
-        {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
-        for key in ("not-ready", "unreachable")
-    ]
+    spread: Object = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"tokenservice.dev/pool": POOL}},
+    }
     template = copy.deepcopy(TEMPLATE)
-    template["spec"].update(topologySpreadConstraints=[{**spread, "labelSelector": apart}], tolerations=gone)
+    template["spec"].update(topologySpreadConstraints=[spread], tolerations=LEAVES_LOST_NODES)
     team.pool(template=template)
     team.service(replicas=2, template=template, model={"source": "hf://acme/slow"})
     claimed = eventually(lambda: (found := team.claimed()) and len(found) == 2 and found, "both are taken", seconds=10)

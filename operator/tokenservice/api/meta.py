@@ -97,11 +97,20 @@ class DeploymentStatus(Struct, frozen=True, kw_only=True):
     available_replicas: int = 0
     conditions: tuple[DeploymentCondition, ...] = ()
 
+    def has_all(self, replicas: int) -> bool:
+        """Whether so many pods are there, all of the newest template and available, and no others."""
+        return self.updated_replicas == self.replicas == self.available_replicas == replicas
+
 
 class Deployment(Struct, frozen=True, kw_only=True):
     metadata: ObjectMeta
     spec: DeploymentSpec = DeploymentSpec()
     status: DeploymentStatus = DeploymentStatus()
+
+    @property
+    def observed(self) -> bool:
+        """Whether its controller has seen its newest spec, so that the status speaks of that."""
+        return self.status.observed_generation >= self.metadata.generation
 
 
 class RevisionData(Struct, frozen=True, kw_only=True):

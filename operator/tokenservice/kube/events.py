@@ -20,7 +20,6 @@ from tokenservice.kube.resources import EVENTS
 
 log = logging.getLogger(__name__)
 
-
 NOTE_BYTES = 1024
 _REMEMBERED = 8192
 

@@ -27,7 +27,6 @@ from tokenservice.kube.resources import LEASES
 
 log = logging.getLogger(__name__)
 
-
 Step = Literal["create", "acquire", "renew", "wait", "lost"]
 
 

@@ -70,7 +70,7 @@ class Facts:
             deployment is not None
             and not self.outdated
             and deployment.metadata.deletion_timestamp is None
-            and deployment.status.observed_generation >= deployment.metadata.generation
+            and deployment.observed
             and deployment.spec.replicas == self.asked
         )
 
@@ -92,8 +92,7 @@ class Facts:
             return alone and not self.outdated and not gone and self.available >= self.desired
         if not self.observed:
             return False
-        status = self.deployment.status
-        return status.updated_replicas == status.replicas == status.available_replicas == self.desired
+        return self.deployment.status.has_all(self.desired)
 
     @property
     def mixed(self) -> bool:

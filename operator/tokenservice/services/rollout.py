@@ -239,7 +239,7 @@ def _good(snapshot: Snapshot, deployment: Deployment, pods: tuple[Pod, ...]) -> 
     if snapshot.claims:  # some of the pods are not the Deployment's yet, and some of its pods are about to go
         proven = sum(1 for pod in pods if _proven(pod, snapshot))
         return status.updated_replicas == status.replicas and proven >= desired > 0
-    if not (status.updated_replicas == status.replicas == status.available_replicas == len(pods) == desired > 0):
+    if not (status.has_all(desired) and len(pods) == desired > 0):
         return False
     return all(_proven(pod, snapshot) for pod in pods)
 

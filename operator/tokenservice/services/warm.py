@@ -338,7 +338,7 @@ def _steady(snapshot: Snapshot, found: Step) -> bool:
 
 def _observed(snapshot: Snapshot) -> bool:
     deployment = snapshot.deployment
-    return deployment is not None and deployment.status.observed_generation >= deployment.metadata.generation
+    return deployment is not None and deployment.observed
 
 
 def _asked(snapshot: Snapshot) -> int:
@@ -372,10 +372,10 @@ def _finished(snapshot: Snapshot, state: State) -> tuple[Pod, ...]:
         return ()
     # Nobody knows how many the new ReplicaSet of a rollout is asked for; with none that is not Ready, none is too many.
     questioned = len(pods) > state.deployed if state.steady else state.unready > 0
-    status, ready = deployment.status, sum(1 for pod in pods if readiness(pod))
-    counted = status.ready_replicas >= ready
+    ready = sum(1 for pod in pods if readiness(pod))
+    counted = deployment.status.ready_replicas >= ready
     if state.steady and ready == len(pods):  # from then on the Deployment tells alone whether all is there
-        counted = state.observed and status.updated_replicas == status.replicas == status.available_replicas == ready
+        counted = state.observed and deployment.status.has_all(ready)
     return found if counted and not questioned else ()
 
 
