@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.apiserver.chart_plane import ACCOUNT, CHART, CRDS, IMAGE, Plane, control_plane, declare
+from tests.support import crds
 from tests.support.cluster import ROOT
 from tests.support.wait import eventually
 
@@ -31,8 +32,7 @@ def clean(plane: Plane) -> Iterator[Plane]:
     """The control plane, without a release and without CRDs afterwards."""
     yield plane
     plane.helm("uninstall", "op", "--ignore-not-found", "--wait")
-    gone = plane.call("kubectl", "delete", "crd", *CRDS, "--ignore-not-found", "--timeout=180s")
-    assert gone.returncode == 0, gone.stderr + plane.kubectl("get", "crd", *CRDS, "--ignore-not-found", "--output=yaml")
+    crds.remove(plane.cluster, *CRDS)
 
 
 def test_the_crds_follow_upgrades_and_outlive_the_release(clean: Plane, tmp_path: Path) -> None:
@@ -41,8 +41,8 @@ def test_the_crds_follow_upgrades_and_outlive_the_release(clean: Plane, tmp_path
 
     # A chart with a changed CRD: the CRD changes, the operator's pods do not.
     newer = shutil.copytree(CHART, tmp_path / "chart")
-    crds = newer / "templates" / "crds.yaml"
-    crds.write_text(crds.read_text().replace("shortNames: [tsvc]", "shortNames: [tsvc, tkns]"))
+    template = newer / "templates" / "crds.yaml"
+    template.write_text(template.read_text().replace("shortNames: [tsvc]", "shortNames: [tsvc, tkns]"))
     before = clean.kubectl(
         "get", "deployments", "--namespace=system", "--output=jsonpath={.items[*].metadata.generation}"
     )
@@ -79,6 +79,7 @@ def test_without_keep_the_crds_go_with_the_release(clean: Plane) -> None:
     declare(clean)
     clean.helm("upgrade", "op", str(CHART), "--reset-then-reuse-values", "--set=crds.keep=false")
     clean.kubectl("get", "tokenservice", "kept", "--namespace=team-a")
+    crds.listed(clean.cluster, *CRDS)
     clean.helm("uninstall", "op", "--wait")
     eventually(lambda: not clean.has_crds(), "the CRDs are gone")
 

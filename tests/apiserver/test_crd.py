@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.apiserver.conftest import CRD, Plane, Space
+from tests.support import crds
 from tests.support.operator_process import OperatorProcess
 from tests.support.wait import eventually
 
@@ -16,11 +17,6 @@ def installed_again(plane: Plane) -> Iterator[None]:
     """The tests after this one have the CRD, whatever happens."""
     yield
     plane.apply_crd()
-
-
-def remove_crd(plane: Plane) -> None:
-    """Deletes the CRD, and with it every TokenService."""
-    plane.cluster.kubectl("delete", "crd", CRD, "--timeout=60s")
 
 
 def collected(space: Space) -> None:
@@ -41,7 +37,7 @@ def says(operator: OperatorProcess, code: int, words: str) -> bool:
 def test_without_the_crd_the_operator_waits_and_says_so(
     plane: Plane, space: Space, alone: None, installed_again: None
 ) -> None:
-    remove_crd(plane)
+    crds.remove(plane.cluster, CRD)
     operator = plane.operator()
     operator.spawn()
     eventually(lambda: says(operator, 503, "is the CRD installed"), "readyz says what is missing", seconds=60)
@@ -61,7 +57,7 @@ def test_the_crd_goes_and_comes_back_while_the_operator_runs(
     space.ready("llm", "ScaledToZero")
     pid = operator.pid
     collected(space)
-    remove_crd(plane)
+    crds.remove(plane.cluster, CRD)
     eventually(lambda: says(operator, 503, "is the CRD installed"), "readyz says what is missing", seconds=60)
     eventually(lambda: space.get("Deployment", "llm") is None, "the children go with their TokenService")
     plane.apply_crd()
