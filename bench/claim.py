@@ -95,9 +95,14 @@ class Bench:
         told = story(audit.read(), namespace)
         began = min(at for service, times in told.edits.items() if service not in warm_up for at in times)
         user = self._setting.operator.user if operator else self._setting.client.user
+        ended = max((at for ends in told.finished.values() for at in ends), default=began)
+        made = counted(audit.writes, user, began, ended)["create pods"]
+        refilled = made / (ended - began).total_seconds() if ended > began else 0.0
         writes = counted(audit.writes, user, began, datetime.now(UTC))
         writes.pop("patch tokenservices", None)  # the edits themselves
-        outcome = Outcome(who, scenario.name, figures(told, without=warm_up), check(told), 1000 * late, writes)
+        outcome = Outcome(
+            who, scenario.name, figures(told, without=warm_up), check(told), 1000 * late, refilled, writes
+        )
         say(f"{namespace}: {outcome.figures.claims} claims, p99 {outcome.figures.p99_ms or 0:.0f} ms")
         for word in outcome.verdict.words:
             say(f"{namespace}: {word}")

@@ -21,6 +21,7 @@ class Outcome:
 
     Attributes:
         late_ms: by how much the latest edit was sent late; if that is long, the load did not keep up.
+        refilled_per_s: pods made in a second, from the first edit that counts to the end of the last claim.
         writes: of whoever claims, by kind, from the first edit that counts until nothing was left to do.
 
     """
@@ -30,6 +31,7 @@ class Outcome:
     figures: Figures
     verdict: Verdict
     late_ms: float
+    refilled_per_s: float
     writes: Counter[str] = field(default_factory=Counter)
 
 
@@ -87,8 +89,8 @@ def median(outcomes: Sequence[Outcome], figure: str) -> float | None:
 
 def table(report: Report) -> str:
     """Every phase, a line each, in the order in which they were run."""
-    head = ("", "claims", "per_s", "p50", "p90", "p99", "longest", "edits in", "late", "lost", "twice")
-    rows: list[tuple[str, ...]] = [head, ("", "", "", "ms", "ms", "ms", "ms", "s", "ms", "", "")]
+    head = ("", "claims", "per_s", "p50", "p90", "p99", "longest", "edits in", "late", "refill", "lost", "twice")
+    rows: list[tuple[str, ...]] = [head, ("", "", "", "ms", "ms", "ms", "ms", "s", "ms", "per_s", "", "")]
     for one in report.outcomes:
         seen = one.figures
         latencies = (seen.p50_ms, seen.p90_ms, seen.p99_ms, seen.longest_ms)
@@ -100,6 +102,7 @@ def table(report: Report) -> str:
                 *(_shown(value) for value in latencies),
                 f"{seen.edits_s:.2f}",
                 f"{one.late_ms:.0f}",
+                f"{one.refilled_per_s:.1f}",
                 str(one.verdict.lost),
                 str(one.verdict.duplicated),
             )

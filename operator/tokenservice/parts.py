@@ -63,6 +63,9 @@ T = TypeVar("T", bound=HasMetadata)
 
 POOL_SECONDS = 0.2
 """For so long a pool waits for more of its pods to change: in a burst many do, and a look takes milliseconds."""
+MANY_CLAIMS = 8
+"""More than that, claimed or sent requests at once, are many: whatever else is written makes it last longer. Those
+that load their models do not count: that is no work for the cluster."""
 
 
 class Parts:
@@ -112,7 +115,7 @@ class Parts:
             key, on_outcome=lambda pod: self._queue.add(owner_key(pod.metadata), urgent=True), clock=time.monotonic
         )
         self._timer = Timer(client, on_timed=self._timed)
-        tally = Tally(lambda pool: self._pool_queue.add_after(pool, POOL_SECONDS))
+        tally = Tally(self._look_at)
         caches, nodes = self._caches(), self._nodes()
         warm = pools.Reconciler(
             client,
@@ -132,6 +135,7 @@ class Parts:
             on_made=self._ask_users,
             tally=tally,
             nonce=lambda: secrets.token_hex(8),
+            hurry=lambda pool: self._hurry() and not self._warm_pods.waiting_for(pool),
         )
         self._warm_pods = WarmPods(
             client,
@@ -164,7 +168,7 @@ class Parts:
             metrics=metrics,
             cluster_domain=options.cluster_domain,
             now=_now,
-            hurry=lambda: self._queue.urgent,
+            hurry=self._hurry,
         )
         collection = environments.Collection(
             self.services,
@@ -227,6 +231,16 @@ class Parts:
             # Somebody may wait for what was edited just now, and nobody for what our own status comes back with.
             edited = known is not None and known.metadata.generation != service.metadata.generation
             self._queue.add(key, urgent=edited)
+
+    def _hurry(self) -> bool:
+        """Whether for many TokenServices there is something to do for which somebody waits: they were edited, or their
+        pods can be claimed or sent requests.
+        """
+        return self._queue.urgent > MANY_CLAIMS
+
+    def _look_at(self, pool: Key) -> None:
+        """Has a WarmPool reconciled, once more of its pods may have changed."""
+        self._pool_queue.add_after(pool, pools.HURRIED_SECONDS if self._hurry() else POOL_SECONDS)
 
     def _remove_service(self, key: Key) -> None:
         self.services.remove(key)
@@ -306,7 +320,7 @@ class Parts:
         if (unfit(old) if old else "gone") != (unfit(new) if new else "gone"):
             for pool in self._pools.all():
                 key = (pool.metadata.namespace, pool.metadata.name)
-                self._pool_queue.add_after(key, POOL_SECONDS)
+                self._look_at(key)
                 for waiting in self._warm_pods.waiting_for(key):
                     self._queue.add_after(waiting, POOL_SECONDS)
         if old and lost(old) != (new is None or lost(new)):
@@ -324,13 +338,13 @@ class Parts:
         if self._waiting.told(old, new):
             namespace = cast(Pod, new or old).metadata.namespace
             for giver in self._pools_of_namespace(namespace):
-                self._pool_queue.add_after((namespace, giver.metadata.name), POOL_SECONDS)
+                self._look_at((namespace, giver.metadata.name))
         if (self._matters(old) if old else None) == (self._matters(new) if new else None):
             return
         for item in (old, new):
             pool = item.metadata.labels.get(names.LABEL_POOL) if item else None
             if item and pool:
-                self._pool_queue.add_after((item.metadata.namespace, pool), POOL_SECONDS)
+                self._look_at((item.metadata.namespace, pool))
             elif item:
                 self._queue.add(owner_key(item.metadata))
         pool = new.metadata.labels.get(names.LABEL_POOL) if new else None
@@ -471,6 +485,8 @@ def classify(error: Exception) -> Verdict | None:
     if isinstance(error, ApiError):
         if error.is_conflict or error.is_already_exists:
             return "conflict"
+        if error.is_leaving:
+            return "leaving"
         return "terminal" if error.is_invalid else "transient"
     return "transient" if isinstance(error, Unreachable | TimeoutError) else None
 

@@ -14,6 +14,8 @@ def listed(cluster: Cluster, *names: str) -> None:
     5 of 240 on two busy cores). kubectl asks again by itself while the answer is 429.
     """
     there = cluster.kubectl("get", "crd", *names, "--ignore-not-found", "--output=name").stdout.split()
+    if there:
+        cluster.kubectl("wait", "--for=condition=Established", *there, "--timeout=30s")
     for name in there:
         plural, group = name.partition("/")[2].split(".", 1)
         cluster.kubectl("get", "--raw", f"/apis/{group}/v1alpha1/{plural}")

@@ -19,8 +19,9 @@ from tokenservice.kube.errors import ApiError, Unreachable
 from tokenservice.kube.events import EventRecorder
 from tokenservice.kube.resources import TOKENSERVICES
 from tokenservice.options import Options
-from tokenservice.parts import POOL_SECONDS, Parts, classify, owner_key, same
+from tokenservice.parts import MANY_CLAIMS, POOL_SECONDS, Parts, classify, owner_key, same
 from tokenservice.runtime.metrics import MISSES, Metrics
+from tokenservice.runtime.queue import KeyedQueue
 from tokenservice.services.store import Key, decode, read
 from tokenservice.watch import Kind, WatchEnded, note
 
@@ -173,6 +174,20 @@ async def test_a_pod_of_a_pool_asks_its_pool_and_once_claimed_the_service_too() 
     made._pod_changed(waiting, claimed)
     assert await asked(made) == [("tokenservice", KEY), ("warmpool", ("team", "nlp"))]
     made._pod_changed(waiting, None)
+    assert await asked(made) == [("warmpool", ("team", "nlp"))]
+
+
+async def test_pools_are_looked_at_less_often_while_many_claims_are_under_way() -> None:
+    made = parts()
+    queue = cast(KeyedQueue[Key], made.controllers[0].queue)
+    for number in range(MANY_CLAIMS + 1):
+        queue.add(("team", str(number)), urgent=True)
+        await queue.get()
+    told = None, warm_pod(1, **{"tokenservice.dev/pool": "nlp"})
+    made._pod_changed(*told)
+    assert await asked(made) == []
+    queue.done(("team", "0"))
+    made._pod_changed(*told)
     assert await asked(made) == [("warmpool", ("team", "nlp"))]
 
 
@@ -347,6 +362,11 @@ def test_the_owner_is_found_by_label_then_by_name() -> None:
     [
         (ApiError(409, "Conflict", "m"), "conflict"),
         (ApiError(422, "Invalid", "m"), "terminal"),
+        (ApiError(403, "Forbidden", "exceeded quota"), "transient"),
+        (
+            ApiError(403, "Forbidden", "unable to create new content in namespace a because it is being terminated"),
+            "leaving",
+        ),
         (ApiError(503, "ServiceUnavailable", "m"), "transient"),
         (Unreachable("m"), "transient"),
         (TimeoutError(), "transient"),

@@ -165,7 +165,7 @@ class Jobs:
         except ApiError as error:
             if error.is_already_exists:
                 return self._existing(name, need, error)
-            if error.is_forbidden or error.is_invalid or error.is_not_found:
+            if error.is_forbidden or error.is_leaving or error.is_invalid or error.is_not_found:
                 raise RefusedError(error.message) from error
             raise
         self._taken.pop(name, None)

@@ -100,7 +100,13 @@ class ApiError(Exception):
 
     @property
     def is_forbidden(self) -> bool:
-        return self.status == 403
+        """A quota, an admission policy, or a right that is lacking."""
+        return self.status == 403 and not self.is_leaving
+
+    @property
+    def is_leaving(self) -> bool:
+        """The namespace is being deleted, and whoever wants something made there with it."""
+        return self.status == 403 and "because it is being terminated" in self.message
 
     @property
     def is_expired(self) -> bool:

@@ -40,6 +40,9 @@ from tokenservice.runtime.logs import get_logger
 
 AT_ONCE = 16
 """Pods of one pool that are made or deleted at the same time: others want the API server, too."""
+HURRIED_PER_SECOND, HURRIED_SECONDS = 10, 0.5
+"""While many take pods of pools, a pool makes so many in a second at most, and is looked at no sooner than after so
+long: nobody waits for what it makes as yet."""
 PASSING_SECONDS = 1.0
 """After which anything that happens makes a pool try again what the API server refused."""
 NUMBERS = ("replicas", "ready_replicas", "updated_replicas", "claimed", "hits", "misses")
@@ -122,6 +125,7 @@ class Reconciler:
         tally: of what is taken from pools.
         on_made: is told of a pool whose pods are made from something else now.
         nonce: something that was never there before.
+        hurry: whether more is taken from pools than the cluster takes lightly, and nobody waits for a pod of this one.
 
     """
 
@@ -137,6 +141,7 @@ class Reconciler:
         on_made: Callable[[Key], None],
         tally: Tally,
         nonce: Callable[[], str],
+        hurry: Callable[[Key], bool],
     ) -> None:
         self._client = client
         self._caches = caches
@@ -148,6 +153,7 @@ class Reconciler:
         self._on_made = on_made
         self._tally = tally
         self._nonce = nonce
+        self._hurry = hurry
         self._memos: dict[Key, _Memo] = {}
         self._given: dict[str, Mapping[str, Given]] = {}
         """By namespace and the uid of a pod that waits: what its pools have given up for it."""
@@ -191,13 +197,21 @@ class Reconciler:
             raise failed
         waits = [step.requeue_after, wait]
         if (step.size.create or step.size.missing) and not memo.refusal:
-            waits.append(max(0.01, memo.bucket.wait(pool.spec.refill.max_per_second).total_seconds()))
-        return Result(requeue_after=min((each for each in waits if each is not None), default=None))
+            waits.append(max(0.01, memo.bucket.wait(self._rate(key, pool)).total_seconds()))
+        soonest = min((each for each in waits if each is not None), default=None)
+        if soonest is not None and self._hurry(key):
+            soonest = max(soonest, HURRIED_SECONDS)
+        return Result(requeue_after=soonest)
+
+    def _rate(self, key: Key, pool: WarmPool) -> int:
+        """How many pods may be made in a second."""
+        most = pool.spec.refill.max_per_second
+        return min(most, HURRIED_PER_SECOND) if self._hurry(key) else most
 
     def _plan(self, pool: WarmPool, memo: _Memo) -> Plan:
         namespace, name = pool.metadata.namespace, pool.metadata.name
         now = self._now()
-        memo.bucket = memo.bucket.filled(pool.spec.refill.max_per_second, now)
+        memo.bucket = memo.bucket.filled(self._rate((namespace, name), pool), now)
         used = self._environment(pool)
         nodes = {node.metadata.name: node for node in self._caches.nodes()}
         unfit_nodes = {node for node, each in nodes.items() if unfit(each)}
@@ -321,6 +335,8 @@ class Reconciler:
                 elif error.is_forbidden or error.is_invalid:
                     memo.refusal, memo.refused = _refusal(error), self._now()
                 else:
+                    if error.is_leaving:
+                        memo.refused = self._now()
                     raise
             else:
                 made.append(name)
@@ -394,7 +410,6 @@ async def _all(works: Iterable[Awaitable[None]]) -> None:
 
 
 def _refusal(error: ApiError) -> Refusal:
-    # Forbidden: a quota, an admission policy, or a right that the operator lacks.
     does = "forbids" if error.is_forbidden else "refuses"
     return Refusal("Rejected", f"The API server {does} the pods: {error.message}", passing=True)
 

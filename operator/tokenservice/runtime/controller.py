@@ -14,7 +14,8 @@ from tokenservice.runtime import logs
 from tokenservice.runtime.queue import KeyedQueue
 
 K = TypeVar("K", bound=Hashable)
-Verdict = Literal["conflict", "transient", "terminal"]
+Verdict = Literal["conflict", "transient", "terminal", "leaving"]
+"""leaving: what failed is about to be gone, and is no news."""
 Outcome = Literal["success", "requeue_after", "error"]
 
 log = logs.get_logger(__name__)
@@ -156,8 +157,8 @@ class Controller(Generic[K]):
             "retry_s": round(delay, 3),
             "duration_s": round(seconds, 4),
         }
-        if verdict == "conflict":
-            log.debug("Reconcile conflicted", **data)
+        if verdict in ("conflict", "leaving"):
+            log.debug("Reconcile conflicted" if verdict == "conflict" else "Reconcile failed", **data)
             return
         repeated = self._last_error.get(key) == data["error"]
         self._last_error[key] = data["error"]

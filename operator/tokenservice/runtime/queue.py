@@ -59,6 +59,7 @@ class KeyedQueue(Generic[K]):
         self._waiting: dict[K, float] = {}  # in _queued, or dirty while being worked on; since when
         self._hurried: set[K] = set()  # dirty while being worked on, and urgent
         self._working: dict[K, float] = {}
+        self._handed: set[K] = set()  # in _working, and urgent when they were handed out
         self._failures: dict[K, int] = {}
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []  # may hold outdated entries: _due decides
@@ -73,9 +74,9 @@ class KeyedQueue(Generic[K]):
         return len(self._queued)
 
     @property
-    def urgent(self) -> bool:
-        """Whether an urgent key waits for a worker."""
-        return bool(self._urgent)
+    def urgent(self) -> int:
+        """How many urgent keys wait for a worker or are being worked on."""
+        return len(self._urgent) + len(self._handed | self._hurried)
 
     @property
     def delayed(self) -> int:
@@ -161,6 +162,7 @@ class KeyedQueue(Generic[K]):
         others = len(self._queued) > len(self._urgent)
         if self._urgent and not (others and self._row >= URGENT_IN_A_ROW):
             key = self._urgent.popleft()
+            self._handed.add(key)
             self._row = self._row + 1 if others else 0
         else:
             while self._queued.get(key := self._ready.popleft()) is not False:
@@ -174,6 +176,7 @@ class KeyedQueue(Generic[K]):
     def done(self, key: K) -> None:
         """The work on the key is over; if it was added meanwhile, it waits again."""
         started = self._working.pop(key)
+        self._handed.discard(key)
         if self._metrics is not None:
             self._metrics.worked(self._clock() - started)
         if key in self._waiting:

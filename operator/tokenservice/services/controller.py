@@ -77,6 +77,8 @@ STAGES = {
 
 NUMBERS = ("replicas", "ready_replicas", "updated_replicas", "warm_replicas", "last_start")
 """Fields of a status that need not be written at once."""
+LATER_SECONDS, PATIENCE_SECONDS = 2.5, 10.0
+"""While many take pods of pools, what nobody waits for is put off by so much, and again, but for so long at most."""
 CLAIM_TRIES = 5
 """Looks for warm pods in one step, where others take them first."""
 
@@ -213,9 +215,9 @@ class Reconciler:
         metrics: RolloutMetrics,
         cluster_domain: str,
         now: Callable[[], datetime],
-        hurry: Callable[[], bool] = lambda: False,
+        hurry: Callable[[], bool],
     ) -> None:
-        """hurry: whether other TokenServices wait for a pod from a pool, or for a pod's requests."""
+        """hurry: whether for many TokenServices there is something to do for which somebody waits."""
         self._client = client
         self._hurry = hurry
         self._store = store
@@ -229,6 +231,8 @@ class Reconciler:
         """The newest reason of Progressing, and since when; None where that was not seen."""
         self._written: dict[Key, datetime] = {}
         """When a status was written last."""
+        self._late: dict[Key, datetime] = {}
+        """Since when what nobody waits for is put off."""
         self._cluster_domain = cluster_domain
         self._now = now
         self._memos: dict[Key, _Memo] = {}
@@ -245,6 +249,7 @@ class Reconciler:
             self._memos.pop(key, None)
             self._stages.pop(key, None)
             self._written.pop(key, None)
+            self._late.pop(key, None)
             self._warm.gone(key)
             return Result()
         memo = await self._memo(key, service)
@@ -252,8 +257,8 @@ class Reconciler:
         snapshot, found, hand = picture.snapshot, picture.found, picture.hand
         self._warm.assign(key, service, found, hand)
         wrote = await self._warm.put_into_service(found, hand)
-        if (taken or wrote) and self._hurry():
-            return Result(requeue_after=0.0)  # the rest can wait: there is somebody whose request cannot
+        if (taken or wrote) and not hand.waits and (pause := self._put_off(key, service)):
+            return Result(requeue_after=pause)  # the rest can wait: there is somebody whose request cannot
         step = picture.plan
         if service.status.observed_generation and (found.adopt or any(_lost(apply) for apply in step.applies)):
             # Children that were right are gone or different. That may be since the TokenService is being deleted,
@@ -449,8 +454,7 @@ class Reconciler:
                     f"delete it, or give this TokenService another name ({error.message})",
                     passing=True,
                 )
-            if error.is_forbidden and "being terminated" not in error.message:
-                # A quota, an admission policy, or a right that the operator lacks.
+            if error.is_forbidden:
                 return Refusal("Rejected", f"The API server forbids the {resource.kind}: {error.message}", passing=True)
             if error.is_invalid:
                 # Of a revision it is what one of the same name holds, of a TokenService that is on its way out.
@@ -570,12 +574,16 @@ class Reconciler:
 
     async def _write_status(self, key: Key, service: TokenService, step: Plan, hand: Hand) -> float | None:
         """Returns seconds after which to look again, if the status is to be written later."""
-        if step.status is not None:
+        if step.status is None:
+            self._late.pop(key, None)
+        else:
             # Of a pod that goes from a pool to the Deployment numbers change half a dozen times.
             written = self._written.get(key) if service.pool_name else None
             now = self._now()
             left = numbers_wait(service.status, step.status, NUMBERS, written, now)
             left = left or warm.passing(service.status, step.status, hand.claims, now)
+            if step.status.last_good_revision == service.status.last_good_revision:  # which nothing else tells
+                left = left or self._put_off(key, service)
             if left:
                 return left
             patch = status_patch(service.status, step.status)
@@ -588,10 +596,19 @@ class Reconciler:
                 return None
             self._store.observe(read(body))
             self._written[key] = self._now()
+            self._late.pop(key, None)
             if service.pool_name and step.status.warm_replicas != service.status.warm_replicas:
                 self._warm.changed((key[0], service.pool_name))
         self._tell(key, service, step.events)
         return None
+
+    def _put_off(self, key: Key, service: TokenService) -> float:
+        """Seconds for which what nobody waits for can wait, since somebody waits for what others do."""
+        if not (service.pool_name and self._hurry()):
+            return 0.0
+        now = self._now()
+        left = PATIENCE_SECONDS - (now - self._late.setdefault(key, now)).total_seconds()
+        return min(max(left, 0.0), LATER_SECONDS)
 
     def _tell(self, key: Key, service: TokenService, events: Iterable[Event]) -> None:
         about = ObjectRef(names.API_VERSION, TOKENSERVICES.kind, *key, uid=service.metadata.uid)

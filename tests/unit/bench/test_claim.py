@@ -238,7 +238,7 @@ class TestReport:
         for scenario in ("without_refill", "with_refill", "burst"):
             for each in who:
                 found = Verdict(1, 1, 0, int(each == BARE))
-                report.outcomes.append(Outcome(each, scenario, seen, found, 2.0, Counter({"patch pods": 3})))
+                report.outcomes.append(Outcome(each, scenario, seen, found, 2.0, 9.5, Counter({"patch pods": 3})))
         return report
 
     def test_the_last_line_has_the_operators_figures_beside_the_bare_clients_p99(self) -> None:

@@ -82,6 +82,8 @@ class Cluster:
         self.refusal: ApiError | None = None
         self.broken = False
         """Nothing can be made, since something in the way does not work."""
+        self.tries = 0
+        """How often a pod was to be made."""
         self.deletes = True
         self.unanswered = 0
         """Of so many creations the answer is lost from now on."""
@@ -91,6 +93,7 @@ class Cluster:
         self.nonces = 0
         self.made: list[tuple[str, str]] = []
         self.tally = Tally(lambda _: None)
+        self.hurry = False
         self.reconciler = self.restarted()
 
     def restarted(self, key: bytes = b"k" * 32) -> Reconciler:
@@ -113,6 +116,7 @@ class Cluster:
             on_made=self.made.append,
             tally=self.tally,
             nonce=self._nonce,
+            hurry=lambda _: self.hurry,
         )
         return self.reconciler
 
@@ -178,6 +182,7 @@ class Cluster:
 
     async def create(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> bytes:
         assert (resource.plural, namespace) == ("pods", "team")
+        self.tries += 1
         if self.refusal:
             raise self.refusal
         name = body["metadata"]["name"]

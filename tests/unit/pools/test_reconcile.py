@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tokenservice.api import names
 from tokenservice.handover import tokens
 from tokenservice.handover.tally import CALM_SECONDS
 from tokenservice.kube.errors import ApiError
+from tokenservice.pools.controller import HURRIED_PER_SECOND, HURRIED_SECONDS
 
 from tests.unit.pools.builders import KEY, Cluster, CrashError, template, waiting_pod, warm_pool
 from tests.unit.services.builders import BUILT, OLDER, environment, node
@@ -65,6 +67,33 @@ async def test_it_fills_at_its_rate() -> None:
         made.append(len(cluster.pods))
         cluster.wait(1)
     assert made == [2, 4, 6, 7]
+
+
+async def test_it_fills_slowly_while_many_wait_for_pods() -> None:
+    cluster = Cluster(replicas=100, refill={"maxPerSecond": 1000})
+    cluster.hurry = True
+    for _ in range(20):
+        cluster.tally.taken(KEY, cluster.now - timedelta(seconds=CALM_SECONDS - 0.01))
+        result = await cluster.reconciler.reconcile(KEY)
+        assert result.requeue_after == HURRIED_SECONDS
+        cluster.wait(0.1)
+    assert len(cluster.pods) == pytest.approx(HURRIED_PER_SECOND * (1 + 1.9), abs=1), (
+        "a second's worth, and then so many"
+    )
+    cluster.hurry = False
+    cluster.wait(CALM_SECONDS)
+    await cluster.reconcile(settle=False)
+    assert len(cluster.pods) == 100
+
+
+async def test_in_a_namespace_that_goes_one_pod_is_tried() -> None:
+    cluster = Cluster(replicas=20, refill={"maxPerSecond": 100})
+    cluster.refusal = ApiError(403, "Forbidden", "because it is being terminated")
+    for tries in (20, 21, 22):
+        with pytest.raises(ApiError):
+            await cluster.reconciler.reconcile(KEY)
+        assert cluster.tries == tries
+        assert cluster.says() == ("False", "Filling"), "nothing is told of what is about to be gone"
 
 
 async def test_scaling() -> None:

@@ -49,8 +49,19 @@ class RefusedError(Exception):
     retry_after = 42.0
 
 
+class LeavingError(Exception):
+    pass
+
+
+VERDICTS: dict[type[Exception], Verdict] = {
+    ConflictError: "conflict",
+    RefusedError: "transient",
+    LeavingError: "leaving",
+}
+
+
 def classify(error: Exception) -> Verdict | None:
-    return {ConflictError: "conflict", RefusedError: "transient"}.get(type(error))  # type: ignore[return-value]
+    return VERDICTS.get(type(error))
 
 
 class World:
@@ -111,6 +122,7 @@ async def returning(key: str) -> Result:
         (Terminal("x"), "terminal", Retry(after=3600.0, forget=True)),
         (ConflictError(), "conflict", Retry(after=0.3)),
         (RefusedError(), "transient", Retry(at_least=42.0)),
+        (LeavingError(), "leaving", Retry()),
         (ValueError(), None, Retry()),
     ],
 )
@@ -201,12 +213,18 @@ async def test_the_traceback_is_logged_once(lines: Callable[[], list[dict[str, A
 
 
 async def test_foreseen_errors_have_no_traceback(lines: Callable[[], list[dict[str, Any]]]) -> None:
-    for error in (Terminal("hopeless"), RefusedError("busy"), ConflictError("moved")):
+    for error in (
+        Terminal("hopeless"),
+        RefusedError("busy"),
+        ConflictError("moved"),
+        LeavingError("its namespace goes"),
+    ):
         await World(raising(error)).process()
     assert [(line["error"], line["level"]) for line in lines()] == [
         ("hopeless", "warning"),
         ("busy", "warning"),
         ("moved", "debug"),
+        ("its namespace goes", "debug"),
     ]
     assert all("traceback" not in line for line in lines())
 

@@ -66,14 +66,11 @@ async def test_urgent_keys_come_first_and_once() -> None:
     queue: KeyedQueue[str] = KeyedQueue()
     for key in "abcd":
         queue.add(key)
-    assert not queue.urgent
     for key in "cex":
         queue.add(key, urgent=True)
     queue.add("c")
-    assert queue.urgent
     assert queue.depth == 6
     assert drain(queue) == ["c", "e", "x", "a", "b", "d"]
-    assert not queue.urgent
     assert queue.idle
 
 
@@ -90,6 +87,31 @@ async def test_a_key_is_urgent_once() -> None:
     queue.add("c")
     queue.done("b")
     assert drain(queue) == ["b", "c"], "urgent although it was being worked on"
+
+
+async def test_urgent_keys_count_until_they_are_done() -> None:
+    queue: KeyedQueue[str] = KeyedQueue()
+    queue.add("a")
+    queue.add("b", urgent=True)
+    queue.add("c", urgent=True)
+    assert queue.urgent == 2
+    assert [await queue.get() for _ in "bca"] == ["b", "c", "a"]
+    assert queue.urgent == 2, "they are being worked on"
+    queue.add("b")
+    queue.done("b")
+    queue.done("a")
+    assert queue.urgent == 1, "it comes again, but nobody waits for it"
+    queue.add("c", urgent=True)
+    assert queue.urgent == 1, "once, although it comes again"
+    queue.done("c")
+    assert queue.urgent == 1
+    assert [await queue.get() for _ in "cb"] == ["c", "b"]
+    queue.add("b", urgent=True)
+    assert queue.urgent == 2, "urgent although it was not when it was handed out"
+    queue.done("c")
+    queue.done("b")
+    assert drain(queue) == ["b"]
+    assert queue.urgent == 0
 
 
 async def test_urgent_keys_do_not_hold_up_the_others_for_ever() -> None:

@@ -16,6 +16,7 @@ from tokenservice.api import names
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS
 from tokenservice.services import render
+from tokenservice.services.controller import LATER_SECONDS, PATIENCE_SECONDS
 from tokenservice.services.warm import COLD_SECONDS, PASSING_SECONDS
 
 from tests.unit.services.builders import IMAGE, node
@@ -131,20 +132,59 @@ async def test_from_an_edit_to_a_pod_of_the_deployment() -> None:
 
 
 async def test_what_nobody_waits_for_comes_when_nobody_waits() -> None:
-    """The pod is taken, given its model and its requests; the status comes in the next look."""
+    """The pod is taken, given its model and its requests; the status comes later."""
     cluster, kubernetes = await serving(1, warm=2)
     scale(cluster, 2)
     cluster.hurry = True
     for what in ("the claim", "the requests"):
         cluster.writes.clear()
         result = await cluster.reconciler.reconcile(KEY)
-        assert (cluster.writes, result.requeue_after) == (["patch pods"], 0.0), what
+        assert (cluster.writes, result.requeue_after) == (["patch pods"], LATER_SECONDS), what
         assert cluster.assigner.given
         kubernetes.loaded()
     assert cluster.says("Ready") == ("True", "Serving")
     assert counts(cluster) == (1, 1, 1, 0)
-    assert await cluster.reconcile() == ["status"], "others wait still, and this one has nothing urgent left"
+    for _ in range(10):
+        await cluster.reconciler.reconcile(KEY)
+        assert "status" not in cluster.writes, "others wait still"
+        later(cluster, PATIENCE_SECONDS / 10)
+    await cluster.reconciler.reconcile(KEY)
+    assert "status" in cluster.writes, "it has waited for long enough"
     assert counts(cluster) == (2, 2, 2, 1)
+    cluster.writes.clear()
+    scale(cluster, 1)
+    result = await cluster.reconciler.reconcile(KEY)
+    assert "status" not in cluster.writes, "and the next one waits again"
+    assert result.requeue_after == LATER_SECONDS
+
+
+async def test_a_cold_pod_is_asked_for_at_once_however_many_wait_for_warm_ones() -> None:
+    cluster, _ = await serving(1, warm=1)
+    scale(cluster, 3)
+    cluster.hurry = True
+    cluster.writes.clear()
+    await cluster.reconciler.reconcile(KEY)
+    assert cluster.writes == ["patch pods", "apply deployments"]
+    assert asked(cluster) == 2
+
+
+async def test_who_uses_no_pool_is_told_of_at_once() -> None:
+    cluster = Cluster(replicas=0)
+    cluster.hurry = True
+    assert "status" in await cluster.reconcile()
+
+
+async def test_which_revision_is_good_is_told_at_once() -> None:
+    """If the next one fails, nothing else tells which to go back to."""
+    cluster, kubernetes = await serving(1)
+    before = cluster.service.status.last_good_revision
+    scale(cluster, 1, **NEW)
+    cluster.hurry = True
+    for _ in range(6):
+        await cluster.reconciler.reconcile(KEY)
+        kubernetes.controllers()
+        kubernetes.start()
+    assert cluster.service.status.last_good_revision not in ("", before)
 
 
 async def test_another_number_of_replicas_is_no_other_template(monkeypatch: pytest.MonkeyPatch) -> None:
