@@ -142,6 +142,7 @@ async def test_a_spec_that_arrives_with_the_answer_to_the_status_is_carried_out(
         metrics=Metrics(),
         cluster_domain="cluster.local",
         now=lambda: datetime(2026, 3, 1, 12, tzinfo=UTC),
+        hurry=lambda: False,
     )
     result = await reconciler.reconcile(KEY)
     assert (result.requeue_after == 0.0) is again
