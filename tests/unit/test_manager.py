@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any, cast
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 from prometheus_client import generate_latest
-from tokenservice import manager
+from tokenservice import manager, watch
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import Deployment, DeploymentStatus, ManagedFieldsEntry, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
@@ -375,6 +377,24 @@ def test_the_owner_is_found_by_label_then_by_name() -> None:
 )
 def test_what_an_error_means(error: Exception, verdict: str | None) -> None:
     assert classify(error) == verdict
+
+
+async def infinite_watch() -> AsyncGenerator[int, None]:
+    """Named as kopf's is."""
+    yield 1
+
+
+async def another() -> AsyncGenerator[int, None]:
+    yield 1
+
+
+def test_what_kopf_leaves_behind_is_not_told_as_a_fault() -> None:
+    loop = Mock()
+    for found, told in ((infinite_watch(), False), (another(), True), (None, True)):
+        loop.reset_mock()
+        context = {"message": "an error occurred", "exception": RuntimeError("m"), "asyncgen": found}
+        watch._unheard(loop, context)
+        assert loop.default_exception_handler.called is told
 
 
 class FailsWhenCancelled(manager._Manager):
