@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import crds
 from tests.support.cluster import ROOT, Cluster
 
 CHART = ROOT / "charts" / "tokenservice-operator"
-CRD = "tokenservices.tokenservice.dev"
-CRDS = (CRD, "condaenvironments.tokenservice.dev", "warmpools.tokenservice.dev")
 ACCOUNT = "system:serviceaccount:system:op-tokenservice-operator"
 IMAGE = "--set=image.repository=registry.example.com/operator"
 
@@ -43,7 +42,7 @@ class Plane:
 
     def has_crds(self) -> bool:
         """Whether any of the operator's CRDs is there."""
-        return bool(self.kubectl("get", "crd", *CRDS, "--ignore-not-found", "--output=name"))
+        return bool(self.kubectl("get", "crd", *crds.ALL, "--ignore-not-found", "--output=name"))
 
 
 @contextmanager
@@ -66,5 +65,5 @@ def declare(plane: Plane) -> None:
         "metadata": {"name": "kept", "namespace": "team-a"},
         "spec": {"model": {"source": "file:///model"}, "environment": {"image": {"reference": "example.com/s"}}},
     }
-    plane.kubectl("wait", "--for=condition=Established", *(f"crd/{crd}" for crd in CRDS), "--timeout=30s")
+    crds.established(plane.cluster, *crds.ALL)
     plane.kubectl("create", "--filename=-", stdin=json.dumps(service))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support import crds
 from tests.support.api import Api
 from tests.support.audit import AuditLog, Write
 from tests.support.cluster import ROOT, Cluster, condition, localcluster, token_service
@@ -23,7 +24,6 @@ from tests.support.wait import eventually
 
 SYSTEM = "tokenservice-system"
 CHART = "charts/tokenservice-operator"
-CRD = "tokenservices.tokenservice.dev"
 
 _numbers = itertools.count()
 
@@ -73,7 +73,7 @@ class Plane:
 
     def apply_crd(self) -> None:
         self.cluster.kubectl("apply", "--server-side", "-f", "crds/")
-        self.cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=30s")
+        crds.established(self.cluster, crds.TOKENSERVICES)
 
 
 @dataclass(frozen=True)

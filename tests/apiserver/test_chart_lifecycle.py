@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.apiserver.chart_plane import ACCOUNT, CHART, CRDS, IMAGE, Plane, control_plane, declare
+from tests.apiserver.chart_plane import ACCOUNT, CHART, IMAGE, Plane, control_plane, declare
 from tests.support import crds
 from tests.support.cluster import ROOT
 from tests.support.wait import eventually
@@ -32,7 +32,7 @@ def clean(plane: Plane) -> Iterator[Plane]:
     """The control plane, without a release and without CRDs afterwards."""
     yield plane
     plane.helm("uninstall", "op", "--ignore-not-found", "--wait")
-    crds.remove(plane.cluster, *CRDS)
+    crds.remove(plane.cluster, *crds.ALL)
 
 
 def test_the_crds_follow_upgrades_and_outlive_the_release(clean: Plane, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_without_keep_the_crds_go_with_the_release(clean: Plane) -> None:
     declare(clean)
     clean.helm("upgrade", "op", str(CHART), "--reset-then-reuse-values", "--set=crds.keep=false")
     clean.kubectl("get", "tokenservice", "kept", "--namespace=team-a")
-    crds.listed(clean.cluster, *CRDS)
+    crds.listed(clean.cluster, *crds.ALL)
     clean.helm("uninstall", "op", "--wait")
     eventually(lambda: not clean.has_crds(), "the CRDs are gone")
 
@@ -115,7 +115,7 @@ def test_people_who_may_edit_deployments_may_edit_tokenservices(clean: Plane) ->
     for role in ("view", "edit"):
         clean.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "--namespace=team-a")
     here = "--namespace=team-a"
-    for what in CRDS:
+    for what in crds.ALL:
         eventually(
             lambda what=what: clean.may("editer", "create", what, here) and clean.may("viewer", "get", what, here),
             "the roles are aggregated",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.apiserver.conftest import CRD, Plane, Space
+from tests.apiserver.conftest import Plane, Space
 from tests.support import crds
 from tests.support.operator_process import OperatorProcess
 from tests.support.wait import eventually
@@ -37,7 +37,7 @@ def says(operator: OperatorProcess, code: int, words: str) -> bool:
 def test_without_the_crd_the_operator_waits_and_says_so(
     plane: Plane, space: Space, alone: None, installed_again: None
 ) -> None:
-    crds.remove(plane.cluster, CRD)
+    crds.remove(plane.cluster, crds.TOKENSERVICES)
     operator = plane.operator()
     operator.spawn()
     eventually(lambda: says(operator, 503, "is the CRD installed"), "readyz says what is missing", seconds=60)
@@ -57,7 +57,7 @@ def test_the_crd_goes_and_comes_back_while_the_operator_runs(
     space.ready("llm", "ScaledToZero")
     pid = operator.pid
     collected(space)
-    crds.remove(plane.cluster, CRD)
+    crds.remove(plane.cluster, crds.TOKENSERVICES)
     eventually(lambda: says(operator, 503, "is the CRD installed"), "readyz says what is missing", seconds=60)
     eventually(lambda: space.get("Deployment", "llm") is None, "the children go with their TokenService")
     plane.apply_crd()

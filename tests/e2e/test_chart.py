@@ -17,7 +17,6 @@ from tests.support.cluster import ROOT, Cluster
 from tests.support.wait import eventually
 
 CHART = str(ROOT / "charts" / "tokenservice-operator")
-CRDS = tuple(f"{plural}.tokenservice.dev" for plural in ("tokenservices", "condaenvironments", "warmpools"))
 RELEASE, NAMESPACE, TEAM = "chart", "chart-system", "chart-team"
 DEPLOYMENT = "chart-tokenservice-operator"
 
@@ -44,7 +43,7 @@ def ready_pods(cluster: Cluster, name: str, count: int) -> None:
 @pytest.fixture
 def release(cluster: Cluster, operator_image: str) -> Iterator[list[str]]:
     """Two namespaces, and the arguments of `helm install`; leaves the cluster as it was."""
-    ours = cluster.get("crd", CRDS[0]) is None
+    ours = cluster.get("crd", crds.TOKENSERVICES) is None
     repository, digest = operator_image.split("@")
     for namespace in (NAMESPACE, TEAM):
         cluster.kubectl("create", "namespace", namespace)
@@ -63,7 +62,7 @@ def release(cluster: Cluster, operator_image: str) -> Iterator[list[str]]:
         cluster.kubectl("--namespace", TEAM, "delete", "deployments,pods", "--all", "--timeout=60s")
         cluster.kubectl("delete", "namespace", NAMESPACE, TEAM, "--timeout=120s")
         if ours:
-            crds.remove(cluster, *CRDS)
+            crds.remove(cluster, *crds.ALL)
 
 
 def test_install_test_upgrade_uninstall(cluster: Cluster, release: list[str], standin_image: str) -> None:
@@ -122,7 +121,7 @@ def test_install_test_upgrade_uninstall(cluster: Cluster, release: list[str], st
     for namespace in (NAMESPACE, TEAM):
         assert cluster.kubectl("--namespace", namespace, *left).stdout == ""
     eventually(lambda: not pods(cluster, NAMESPACE, operator), "the operator's pods are gone")
-    cluster.kubectl("get", "crd", *CRDS)
+    cluster.kubectl("get", "crd", *crds.ALL)
     assert pods(cluster, TEAM, "tokenservice.dev/service=kept") == serving
     ready_pods(cluster, "kept", 2)
     available = ("wait", "--for=condition=Available", "deployment/kept", "--timeout=10s")

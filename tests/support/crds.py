@@ -1,8 +1,16 @@
-"""CRDs that tests remove."""
+"""The CRDs: which there are, waiting until they are served, and removing them."""
 
 from __future__ import annotations
 
 from .cluster import Cluster
+
+TOKENSERVICES = "tokenservices.tokenservice.dev"
+ALL = (TOKENSERVICES, "condaenvironments.tokenservice.dev", "warmpools.tokenservice.dev")
+
+
+def established(cluster: Cluster, *names: str) -> None:
+    """Waits until these CRDs, which exist, are served."""
+    cluster.kubectl("wait", "--for=condition=Established", *(f"crd/{name}" for name in names), "--timeout=30s")
 
 
 def listed(cluster: Cluster, *names: str) -> None:
@@ -13,11 +21,12 @@ def listed(cluster: Cluster, *names: str) -> None:
     change that will call it again, and forgets the CRD until its informer's resync (crd_finalizer.go, Kubernetes 1.37:
     5 of 240 on two busy cores). kubectl asks again by itself while the answer is 429.
     """
-    there = cluster.kubectl("get", "crd", *names, "--ignore-not-found", "--output=name").stdout.split()
+    found = cluster.kubectl("get", "crd", *names, "--ignore-not-found", "--output=name").stdout.split()
+    there = [name.partition("/")[2] for name in found]
     if there:
-        cluster.kubectl("wait", "--for=condition=Established", *there, "--timeout=30s")
+        established(cluster, *there)
     for name in there:
-        plural, group = name.partition("/")[2].split(".", 1)
+        plural, group = name.split(".", 1)
         cluster.kubectl("get", "--raw", f"/apis/{group}/v1alpha1/{plural}")
 
 

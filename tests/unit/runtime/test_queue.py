@@ -66,11 +66,14 @@ async def test_urgent_keys_come_first_and_once() -> None:
     queue: KeyedQueue[str] = KeyedQueue()
     for key in "abcd":
         queue.add(key)
+    assert not queue.urgent
     for key in "cex":
         queue.add(key, urgent=True)
     queue.add("c")
+    assert queue.urgent
     assert queue.depth == 6
     assert drain(queue) == ["c", "e", "x", "a", "b", "d"]
+    assert not queue.urgent
     assert queue.idle
 
 
