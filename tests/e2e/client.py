@@ -40,6 +40,19 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Stream:
+    process: subprocess.Popen[str]
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def answer(self) -> Answer:
+        """The whole of it, once it has ended."""
+        return Answer(**json.loads(self.process.communicate(timeout=90)[0]))
+
+
+@dataclass(frozen=True)
 class Client:
     cluster: Cluster
     space: Space
@@ -74,28 +87,54 @@ class Client:
         return url
 
     def ask(self, url: str, body: Any = None, *, method: str | None = None, **headers: str) -> Answer:
-        """One request: GET without a body, else POST. An underscore in a header's name stands for a hyphen."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        given = json.dumps({"method": method, "body": body, "headers": {"Content-Type": "application/json", **named}})
+        """One request: GET without a body, else POST."""
+        given = request(body, method, headers)
         return Answer(**json.loads(self.space.kubectl(*self.command("ask", url), input=given)))
+
+    @contextlib.contextmanager
+    def stream(self, url: str, body: Any, **headers: str) -> Iterator[Stream]:
+        """One request whose answer comes in pieces; the block begins when the first has come."""
+        with self.process("stream", url) as process:
+            assert process.stdin
+            process.stdin.write(request(body, None, headers))
+            process.stdin.close()
+            process.stdin = None  # communicate() would flush it
+            said(process, "answering")
+            yield Stream(process)
 
     @contextlib.contextmanager
     def asking_steadily(self, url: str, model: str, *, each: int = 2) -> Iterator[Report]:
         """Asks for as long as the block runs; begins once each kind of request was answered. each: clients a kind."""
-        command = ("kubectl", "--namespace", self.space.name, *self.command("steadily", url, model, str(each)))
         report = Report()
+        with self.process("steadily", url, model, str(each)) as process:
+            said(process, "asking")
+            yield report
+            seen, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, seen
+        report.__dict__.update(json.loads(seen.splitlines()[-1]))
+
+    @contextlib.contextmanager
+    def process(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """client_pod.py at work; stopped when the block ends."""
+        command = ("kubectl", "--namespace", self.space.name, *self.command(*words))
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=self.cluster.environment, stdin=pipe, stdout=pipe, text=True) as process:
             try:
-                assert process.stdout
-                assert process.stdout.readline() == "asking\n", "the client did not begin"
-                yield report
-                seen, _ = process.communicate(timeout=60)
+                yield process
             finally:
                 process.kill()
-        assert process.returncode == 0, seen
-        report.__dict__.update(json.loads(seen.splitlines()[-1]))
 
     def command(self, *words: str) -> tuple[str, ...]:
         """Arguments of kubectl, after the namespace, that run client_pod.py in the pod."""
         return ("exec", "--stdin", POD, "--", "python3.11", f"/program/{PROGRAM.name}", *words)
+
+
+def request(body: Any, method: str | None, headers: dict[str, str]) -> str:
+    """What client_pod.py wants to be told."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return json.dumps({"method": method, "body": body, "headers": {"Content-Type": "application/json", **named}})
+
+
+def said(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout
+    assert process.stdout.readline() == f"{word}\n", f"the client did not get as far as {word!r}"

@@ -1,6 +1,7 @@
 """What the tests' client runs in its pod, with the standard library alone: asks a service as any client in a cluster.
 
 ask URL                  one request, its body and headers as JSON on standard input; answers JSON
+stream URL               the same, and says "answering" when the first piece of the answer has come
 steadily URL MODEL N     N clients of each habit ask without a pause until standard input ends; answers JSON
 """
 
@@ -22,14 +23,18 @@ def connect(url: str) -> tuple[HTTPConnection, str]:
     return HTTPConnection(parts.hostname or "", parts.port or 80, timeout=SECONDS), parts.path
 
 
-def ask(url: str) -> dict[str, object]:
+def ask(url: str, *, tell: bool = False) -> dict[str, object]:
     given = json.load(sys.stdin)
     connection, path = connect(url)
     body = None if given["body"] is None else json.dumps(given["body"])
     method = given.get("method") or ("GET" if body is None else "POST")
     connection.request(method, path, body, given["headers"])
     answer = connection.getresponse()
-    return {"status": answer.status, "headers": dict(answer.getheaders()), "text": answer.read().decode()}
+    first = b""
+    if tell:
+        first = answer.read1()
+        print("answering", flush=True)
+    return {"status": answer.status, "headers": dict(answer.getheaders()), "text": (first + answer.read()).decode()}
 
 
 class Steady:
@@ -105,7 +110,16 @@ class Steady:
 
 
 def main(words: list[str]) -> None:
-    print(json.dumps(ask(words[1]) if words[0] == "ask" else Steady(words[1], words[2], int(words[3])).run()))
+    match words:
+        case ["ask", url]:
+            told = ask(url)
+        case ["stream", url]:
+            told = ask(url, tell=True)
+        case ["steadily", url, model, each]:
+            told = Steady(url, model, int(each)).run()
+        case _:
+            sys.exit(__doc__)
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

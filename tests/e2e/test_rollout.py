@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from typing import Any
 
 import pytest
@@ -81,28 +79,17 @@ def test_a_deleted_pod_finishes_its_streams(space: Space, api: Api, client: Clie
     name, address = pod["metadata"]["name"], pod["status"]["podIP"]
     pods.first(lambda seen: seen["metadata"]["name"] == name, "the pod is watched")
     ask = {"model": "standin", "prompt": "Once", "max_tokens": 240, "stream": True}  # 7.2 s
-    command = ("kubectl", "-n", client.space.name, *client.command("ask", f"http://{address}:8000/v1/completions"))
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=space.cluster.environment, stdin=pipe, stdout=pipe, text=True) as stream:
-        assert stream.stdin
-        stream.stdin.write(json.dumps({"body": ask, "headers": {}}))
-        stream.stdin.close()
-        stream.stdin = None
-
-        def busy() -> bool:
-            return "token_server_requests_total 1" in client.ask(f"http://{address}:8000/metrics").text
-
-        eventually(busy, "the stream runs")
+    with client.stream(f"http://{address}:8000/v1/completions", ask) as stream:
         api.delete("Pod", space.name, name)
         leaves, _ = pods.first(
             lambda seen: seen["metadata"]["name"] == name and "deletionTimestamp" in seen["metadata"], "the pod leaves"
         )
         eventually(lambda: client.ask(f"http://{address}:8000/readyz").status == 503, "it is not ready any more")
         assert client.ask(f"http://{address}:8000/v1/models").status == 200, "it goes on accepting while endpoints lag"
-        answer = json.loads(stream.communicate(timeout=60)[0])
-    assert answer["status"] == 200
-    assert answer["text"].count("data: ") == 242
-    assert answer["text"].endswith("data: [DONE]\n\n")
+        answer = stream.answer()
+    assert answer.status == 200
+    assert answer.text.count("data: ") == 242
+    assert answer.text.endswith("data: [DONE]\n\n")
     when, code = ended(pods, name)
     assert code == 0
     assert when - leaves >= DRAIN_DELAY_SECONDS - 0.5

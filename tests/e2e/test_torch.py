@@ -382,21 +382,13 @@ def test_a_deleted_pod_finishes_its_stream(module_space: Space, tiny: Object, ap
         return seen["metadata"]["name"] == name and condition(seen).get("status") == "False"
 
     asked = {"model": "tiny", "prompt": "Once", "max_tokens": 2000, "stream": True, "temperature": 0}
-    command = ("kubectl", "--namespace", client.space.name, *client.command("ask", f"{base}/v1/completions"))
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=client.cluster.environment, stdin=pipe, stdout=pipe, text=True) as stream:
-        assert stream.stdin
-        stream.stdin.write(json.dumps({"body": asked, "headers": {"Authorization": f"Bearer {KEY}"}}))
-        stream.stdin.close()
-        stream.stdin = None
-        eventually(
-            lambda: "token_server_generations_in_flight 1.0" in client.ask(f"{base}/metrics").text, "the stream runs"
-        )
+    with client.stream(f"{base}/v1/completions", asked, Authorization=f"Bearer {KEY}") as stream:
         api.delete("Pod", module_space.name, name)
+        assert not stream.ended, "it runs while the pod is deleted"
         pods.first(gone, "it is not ready any more")
-        answer = json.loads(stream.communicate(timeout=90)[0])
-    assert answer["text"].endswith("data: [DONE]\n\n")
-    assert answer["text"].count("data: ") > 1000
+        answer = stream.answer()
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert answer.text.count("data: ") > 1000
 
     def over(seen: Object) -> bool:
         return seen["metadata"]["name"] == name and "terminated" in container(seen).get("state", {})
