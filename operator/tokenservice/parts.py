@@ -52,7 +52,8 @@ from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
 from tokenservice.services import revisions
-from tokenservice.services.controller import PULLS, Caches, Reconciler
+from tokenservice.services.caches import PULLS, Caches
+from tokenservice.services.controller import Reconciler
 from tokenservice.services.store import Key, Store, decode, read
 from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Asker

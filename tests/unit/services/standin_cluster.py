@@ -21,7 +21,8 @@ from tokenservice.kube.errors import ApiError
 from tokenservice.kube.events import EventRecorder
 from tokenservice.kube.status import NUMBERS_SECONDS
 from tokenservice.pods.source import SchemaSource
-from tokenservice.services.controller import PULLS, Caches, Reconciler
+from tokenservice.services.caches import PULLS, Caches
+from tokenservice.services.controller import Reconciler
 from tokenservice.services.store import Store
 from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Answer, restarts

@@ -17,7 +17,8 @@ from tokenservice.handover.tally import Tally
 from tokenservice.kube.client import Client, Resource
 from tokenservice.kube.events import EventRecorder
 from tokenservice.pods.source import SchemaSource
-from tokenservice.services.controller import Caches, Reconciler
+from tokenservice.services.caches import Caches
+from tokenservice.services.controller import Reconciler
 from tokenservice.services.store import Store
 from tokenservice.services.taking import Around, WarmPods
 from tokenservice.services.verify import Answer
