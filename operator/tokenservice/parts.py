@@ -229,13 +229,13 @@ class Parts:
         key = (service.metadata.namespace, service.metadata.name)
         known = self.services.get(key)
         if self.services.observe(service):
-            # Somebody may wait for what was edited just now, and nobody for what our own status comes back with.
+            # Somebody may wait for a warm pod after an edit, and nobody for what our own status comes back with.
             edited = known is not None and known.metadata.generation != service.metadata.generation
-            self._queue.add(key, urgent=edited)
+            self._queue.add(key, urgent=edited and service.pool_name is not None)
 
     def _hurry(self) -> bool:
-        """Whether for many TokenServices there is something to do for which somebody waits: they were edited, or their
-        pods can be claimed or sent requests.
+        """Whether for many TokenServices there is something to do for which somebody waits: they take pods of a pool
+        and were edited, or their pods can be claimed or sent requests.
         """
         return self._queue.urgent > MANY_CLAIMS
 

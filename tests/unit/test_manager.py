@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 from unittest.mock import Mock
@@ -220,6 +221,21 @@ async def test_a_cordoned_node_asks_the_pools() -> None:
 def user(name: str, **spec: Any) -> dict[str, Any]:
     made = raw(5, spec={**raw()["spec"], **spec})
     return {**made, "metadata": {**made["metadata"], "name": name, "uid": name}}
+
+
+async def test_edits_of_those_that_take_warm_pods_come_first() -> None:
+    made = parts()
+    for name in ("cold", "warm"):
+        spec = {"warmPool": {"name": "nlp"}} if name == "warm" else {}
+        first = user(name, **spec)
+        status, edit = copy.deepcopy(first), copy.deepcopy(first)
+        status["metadata"].update(resourceVersion="6")
+        edit["metadata"].update(resourceVersion="7", generation=first["metadata"]["generation"] + 1)
+        for told in (first, status):
+            made._take_service(told)
+            assert made.controllers[0].queue.urgent == 0
+        made._take_service(edit)
+        assert made.controllers[0].queue.urgent == (name == "warm")
 
 
 async def test_a_node_that_is_lost_or_back_asks_those_that_take_warm_pods() -> None:
