@@ -31,7 +31,7 @@ from bench.claim_race import prove
 from bench.claim_report import BARE, OPERATOR, Outcome, Report, proof, result, table
 from bench.claim_setup import CONNECTIONS, Setting
 from bench.client import Api
-from bench.cluster import Cluster, install
+from bench.cluster import BenchError, Cluster, install
 from bench.network import inside
 from bench.process import Operator
 from bench.program import run
@@ -93,17 +93,17 @@ class Bench:
             if operator:
                 await setup.settled(self._api, namespace)
         told = story(audit.read(), namespace)
-        began = min(at for service, times in told.edits.items() if service not in warm_up for at in times)
+        seen = figures(told, without=warm_up)
+        if seen.began is None or seen.ended is None:
+            raise BenchError(f"no edit of {namespace} is in the audit log")
         user = self._setting.operator.user if operator else self._setting.client.user
-        ended = max((at for ends in told.finished.values() for at in ends), default=began)
-        made = counted(audit.writes, user, began, ended)["create pods"]
-        refilled = made / (ended - began).total_seconds() if ended > began else 0.0
-        writes = counted(audit.writes, user, began, datetime.now(UTC))
+        made = counted(audit.writes, user, seen.began, seen.ended)["create pods"]
+        seconds = (seen.ended - seen.began).total_seconds()
+        writes = counted(audit.writes, user, seen.began, datetime.now(UTC))
         writes.pop("patch tokenservices", None)  # the edits themselves
-        outcome = Outcome(
-            who, scenario.name, figures(told, without=warm_up), check(told), 1000 * late, refilled, writes
-        )
-        say(f"{namespace}: {outcome.figures.claims} claims, p99 {outcome.figures.p99_ms or 0:.0f} ms")
+        refilled = made / seconds if seconds else 0.0
+        outcome = Outcome(who, scenario.name, seen, check(told), 1000 * late, refilled, writes)
+        say(f"{namespace}: {seen.claims} claims, p99 {seen.p99_ms or 0:.0f} ms")
         for word in outcome.verdict.words:
             say(f"{namespace}: {word}")
         await self._api.remove_namespace(namespace)

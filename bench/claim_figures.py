@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from bench.claim_log import Story
 from bench.rollout_requests import percentile
@@ -20,12 +21,16 @@ class Figures:
 
     Attributes:
         claims: that were finished.
+        began: the first edit.
+        ended: the end of the last claim, or else the first edit. Both None where nothing was asked for.
         edits_s: seconds from the first edit to the last, as the API server received them.
         per_s: claims divided by the seconds from the first edit to the end of the last claim.
 
     """
 
     claims: int
+    began: datetime | None
+    ended: datetime | None
     edits_s: float
     per_s: float | None
     p50_ms: float | None
@@ -47,11 +52,14 @@ def figures(told: Story, without: Collection[str] = ()) -> Figures:
         for at, end in zip(times, told.finished.get(service, []), strict=False)
     ]
     latencies = [1000 * (end - at).total_seconds() for at, end in pairs]
-    ends = [end for _, end in pairs]
-    seconds = (max(ends) - min(edits)).total_seconds() if edits and ends else 0.0
+    began = min(edits, default=None)
+    ended = max((end for _, end in pairs), default=began)
+    seconds = (ended - began).total_seconds() if began and ended else 0.0
     return Figures(
         claims=len(latencies),
-        edits_s=(max(edits) - min(edits)).total_seconds() if edits else 0.0,
+        began=began,
+        ended=ended,
+        edits_s=(max(edits) - began).total_seconds() if began else 0.0,
         per_s=len(latencies) / seconds if seconds > 0 else None,
         p50_ms=percentile(latencies, 50),
         p90_ms=percentile(latencies, 90),

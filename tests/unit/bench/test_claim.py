@@ -224,10 +224,15 @@ class TestFigures:
         writes += [edit("a", 10.01), claim("p", "a", 10.1), serve("p", "a", 10.2)]
         seen = figures(told(writes), without=["w"])
         assert (seen.claims, seen.longest_ms) == (1, pytest.approx(200))
+        assert seen.began
+        assert seen.ended
+        assert (seen.ended - seen.began).total_seconds() == pytest.approx(0.2)
 
     def test_nothing_finished_has_no_latency(self) -> None:
         seen = figures(told(service("a"), edit("a", 1)))
         assert (seen.claims, seen.per_s, seen.p99_ms) == (0, None, None)
+        assert seen.began == seen.ended
+        assert figures(told()).began is None
 
 
 class TestReport:
