@@ -47,7 +47,7 @@ from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import controller as pools
-from tokenservice.pools.waiting import Waiting
+from tokenservice.pools.waiting import Waiting, in_need
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -125,7 +125,10 @@ class Parts:
                 caches["pods"],
                 self.environments,
                 nodes.all if nodes else tuple,
-                waiting=self._waiting.in_namespace,
+                waiting=lambda namespace: in_need(
+                    self._waiting.in_namespace(namespace),
+                    lambda service: sum(map(_claimed, caches["pods"].by_index(f"{namespace}/{service}{CLAIMS}"))),
+                ),
                 pools_in=self._pools_of_namespace,
                 claimed=self._claimed,
             ),
@@ -336,8 +339,9 @@ class Parts:
             self._assigner.forget(old.metadata.uid)
             self._timer.forget(old.metadata.uid)
             self._warm_pods.forget(old.metadata.uid)
-        if self._waiting.told(old, new):
-            namespace = cast(Pod, new or old).metadata.namespace
+        namespace = cast(Pod, new or old).metadata.namespace
+        told = self._waiting.told(old, new)
+        if told or (_claimed(old) and not _claimed(new) and self._waiting.in_namespace(namespace)):
             for giver in self._pools_of_namespace(namespace):
                 self._look_at((namespace, giver.metadata.name))
         if (self._matters(old) if old else None) == (self._matters(new) if new else None):
@@ -455,6 +459,13 @@ def _service_of(item: HasMetadata) -> str:
     if names.LABEL_CLAIM in labels:
         return f"{item.metadata.namespace}/{labels[names.LABEL_CLAIM]}{CLAIMS}"
     return f"{item.metadata.namespace}/{labels.get(names.LABEL_SERVICE, '')}"
+
+
+def _claimed(pod: Pod | None) -> bool:
+    """Whether it was taken from a pool, has not settled, and is there to stay."""
+    if pod is None or pod.metadata.deletion_timestamp or pod.ended:
+        return False
+    return names.LABEL_CLAIM in pod.metadata.labels
 
 
 def _environment_of(pool: WarmPool) -> str | None:

@@ -272,6 +272,24 @@ async def test_a_pod_that_is_ready_asks_those_that_wait_for_it() -> None:
     assert ("tokenservice", KEY) in await asked(made)
 
 
+async def test_a_claim_that_is_over_asks_the_pools_that_may_have_to_give_way() -> None:
+    made = parts()
+    metadata = {"namespace": "team", "name": "nlp", "uid": "p1", "generation": 1, "resourceVersion": "5"}
+    spec = {"environment": {"image": {"reference": "i"}}}
+    made._pools.observe(msgspec.convert({"metadata": metadata, "spec": spec}, WarmPool))
+    claimed = warm_pod(3, **{"tokenservice.dev/claim": "chat", "tokenservice.dev/service": "chat"})
+    settled = warm_pod(4, **{"tokenservice.dev/service": "chat"})
+    pool = ("warmpool", ("team", "nlp"))
+    made._pod_changed(claimed, settled)
+    assert pool not in await asked(made), "nothing waits"
+    made._waiting.told(None, waiting_pod())
+    made._pod_changed(claimed, claimed)
+    assert pool not in await asked(made)
+    for over in (settled, None):
+        made._pod_changed(claimed, over)
+        assert pool in await asked(made)
+
+
 async def test_a_pod_that_is_gone_is_forgotten() -> None:
     made = parts()
     effects = made._warm_pods._effects

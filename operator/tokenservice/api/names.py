@@ -52,6 +52,9 @@ ANNOTATION_NONCE = f"{GROUP}/nonce"
 ANNOTATION_KEY = f"{GROUP}/key"
 """On a warm pod: what its token was made with, and which key; see handover/tokens.py."""
 
+ANNOTATION_POOL_LABELS = f"{GROUP}/pool-labels"
+"""Names of the labels that a pod has of its pool's template, commas between them: what others put on it is theirs."""
+
 ANNOTATION_CLAIMED_AT = f"{GROUP}/claimed-at"
 ANNOTATION_CLAIMED_FROM = f"{GROUP}/claimed-from"
 """On a pod that was taken from a pool: when, and the WarmPool's name."""

@@ -24,8 +24,9 @@ from tokenservice.pods import calls
 from tokenservice.pods.calls import Calls, beginning
 
 CONNECT_SECONDS = 2.0
-REACH_SECONDS = 30.0
-"""After so long without a connection, none is to be had: a NetworkPolicy, most often."""
+REACH_SECONDS = 60.0
+"""After so long without a connection, none is to be had: a NetworkPolicy, most often. Longer than Kubernetes takes to see
+that a node is gone (50 s, the controller manager's --node-monitor-grace-period): that says nothing of other nodes' pods."""
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries; the last one from then on."""
 _BODY_BYTES = 16384

@@ -44,14 +44,21 @@ def serve(pod: Pod, template: Mapping[str, Any], stages: Mapping[str, float], no
     """
     metadata = template.get("metadata") or {}
     wanted = {name: value for name, value in metadata["labels"].items() if name != names.LABEL_DEPLOYMENT}
-    stays = {*wanted, names.LABEL_CLAIM, names.LABEL_SHAPE}
-    gone = dict.fromkeys(sorted(pod.metadata.labels.keys() - stays))
+    gone = dict.fromkeys(sorted(_of_pool(pod) - wanted.keys()))
     annotations = {
         **(metadata.get("annotations") or {}),
         names.ANNOTATION_SERVED_AT: stamp_exactly(now),
         names.ANNOTATION_STAGES: msgspec.json.encode(stages).decode(),
     }
     return _patch(pod, labels={**gone, **wanted}, annotations=annotations)
+
+
+def _of_pool(pod: Pod) -> set[str]:
+    """The labels that the pod has of its pool's template. Those that a mesh or a node has given it stay."""
+    noted, has = pod.metadata.annotations.get(names.ANNOTATION_POOL_LABELS), pod.metadata.labels.keys()
+    if noted is None:  # made by an operator that did not note them, or somebody took the note away
+        return has - {names.LABEL_CLAIM, names.LABEL_SHAPE}
+    return has & {*noted.split(",")}
 
 
 def settle(pod: Pod, taker: Taker, template_hash: str) -> Patch:
@@ -72,7 +79,7 @@ def finish(pod: Pod, taker: Taker) -> Patch:
     found = _patch(
         pod,
         labels={names.LABEL_SHAPE: None},
-        annotations=dict.fromkeys((*gone, names.ANNOTATION_NONCE, names.ANNOTATION_KEY)),
+        annotations=dict.fromkeys((*gone, names.ANNOTATION_NONCE, names.ANNOTATION_KEY, names.ANNOTATION_POOL_LABELS)),
     )
     found["metadata"]["ownerReferences"] = [{"$patch": "delete", "uid": taker.uid}]
     return found

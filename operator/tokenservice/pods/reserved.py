@@ -20,6 +20,7 @@ RESERVED_LABELS = frozenset(
         names.LABEL_PRE_PULL,
         names.LABEL_POOL,
         names.LABEL_SHAPE,
+        names.LABEL_CLAIM,
     }
 )
 

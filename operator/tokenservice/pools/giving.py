@@ -29,8 +29,8 @@ from tokenservice.pools.sizing import Gives, Member, worth
 from tokenservice.pools.waiting import words
 
 PATIENCE_SECONDS = 3.0
-"""For so long a pod must have waited for a node. One that a ReplicaSet begins, in whose place a claimed pod settles,
-is gone within a second or two, and needs no room."""
+"""For so long a pod must have waited for a node. One that a ReplicaSet begins, and in whose place a warm pod is claimed
+or settles, needs no room; a look may come between the one and the other."""
 SETTLE_SECONDS = 30.0
 """After what was given is free, the scheduler tries the waiting pod within 10 s. Until it has had its say, a new pod of
 the pool could take the room, and none is made."""
@@ -96,7 +96,7 @@ class Around:
     """What of its namespace a pool has to know to give way.
 
     Attributes:
-        waiting: pods of TokenServices that are Unschedulable.
+        waiting: pods of TokenServices that are Unschedulable, without those whose places claimed pods take.
         given: what its pools have given to those, by uid.
         siblings: its other pools.
         nodes: by name; empty if they cannot be seen: every member's node would do then.

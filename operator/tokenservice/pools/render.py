@@ -90,6 +90,7 @@ def pod(pool: WarmPool, made: Rendered, name: str, *, digest: str, annotations: 
         for each in spec["containers"]
     ]
     labels = {names.LABEL_REVISION: made.revision, names.LABEL_SHAPE: made.shape}
+    of_template = sorted(metadata.get("labels", {}).keys() - _labels(pool).keys())
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -97,7 +98,11 @@ def pod(pool: WarmPool, made: Rendered, name: str, *, digest: str, annotations: 
             "name": name,
             "namespace": pool.metadata.namespace,
             "labels": {**metadata.get("labels", {}), **labels},
-            "annotations": {**metadata.get("annotations", {}), **annotations},
+            "annotations": {
+                **metadata.get("annotations", {}),
+                names.ANNOTATION_POOL_LABELS: ",".join(of_template),
+                **annotations,
+            },
             "ownerReferences": [names.owner("WarmPool", pool.metadata.name, pool.metadata.uid)],
         },
         "spec": {**spec, "containers": containers},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from tokenservice.api.meta import Pod
 from tokenservice.api.names import LABEL_POOL, LABEL_PRE_PULL, LABEL_SERVICE
 from tokenservice.pods.failures import unschedulable
@@ -15,6 +17,24 @@ def words(pod: Pod | None) -> str | None:
     if LABEL_SERVICE not in labels or LABEL_POOL in labels or LABEL_PRE_PULL in labels:
         return None
     return unschedulable(pod)
+
+
+def in_need(pods: Iterable[Pod], claimed: Callable[[str], int]) -> tuple[Pod, ...]:
+    """Those of the pods that need room. In the places of others claimed pods are about to settle: as many are left out.
+
+    claimed: how many pods a TokenService of the namespace has, by its name, that it took from pools.
+    """
+    left: dict[str, int] = {}
+    found = []
+    for pod in sorted(
+        pods, key=lambda each: (each.metadata.creation_timestamp or "", each.metadata.name), reverse=True
+    ):
+        service = pod.metadata.labels[LABEL_SERVICE]
+        left.setdefault(service, claimed(service))
+        left[service] -= 1
+        if left[service] < 0:
+            found.append(pod)
+    return tuple(found)
 
 
 class Waiting:

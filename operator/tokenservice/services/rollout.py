@@ -306,7 +306,7 @@ def _deadline(snapshot: Snapshot, pod: Pod, since: datetime | None) -> datetime 
     if progress is None or not (progress.reason in _NO_DEADLINE or restarts(pod)):
         return None
     there = time_of(progress.last_update_time) if progress.reason == _AVAILABLE else None
-    known = [when for when in (since, there, time_of(pod.metadata.creation_timestamp)) if when]
+    known = [when for when in (since, there, time_of(pod.metadata.creation_timestamp), served_at(pod)) if when]
     seconds = snapshot.service.spec.rollout.progress_deadline_seconds
     return max(known) + timedelta(seconds=seconds) if known else None
 

@@ -13,7 +13,8 @@ import msgspec
 
 from tokenservice import protocol
 from tokenservice.api.conditions import first_line
-from tokenservice.api.meta import Pod
+from tokenservice.api.meta import Pod, time_of
+from tokenservice.handover.claim import served_at
 from tokenservice.pods import calls
 from tokenservice.pods.calls import Calls, beginning
 
@@ -155,8 +156,14 @@ class Asker:
 
 
 def restarts(pod: Pod) -> int:
-    """How often the container that serves has been started again."""
-    return pod.server.restart_count if pod.server else 0
+    """How often the container that serves has been started again; in a pool, before it had a model, does not count."""
+    if pod.server is None:
+        return 0
+    served, last = served_at(pod), pod.server.last_state.terminated
+    ended = time_of(last.finished_at) if last else None
+    # Ends are told to the second. One that ended within that of its first request is no stranger to it.
+    warm = served is not None and ended is not None and ended < served.replace(microsecond=0)
+    return 0 if warm else pod.server.restart_count
 
 
 def url(pod: Pod) -> str:

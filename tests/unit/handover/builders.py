@@ -42,6 +42,7 @@ def warm_raw(name: str = "nlp-1", *, ready: bool = True, **meta: Any) -> dict[st
             "annotations": {
                 names.ANNOTATION_NONCE: "nonce-1",
                 names.ANNOTATION_KEY: "key-1",
+                names.ANNOTATION_POOL_LABELS: "team.example/of",
                 "team.example/note": "the pool's template",
             },
             "ownerReferences": [owner("WarmPool", "nlp", "pool-uid")],

@@ -101,7 +101,18 @@ def test_it_is_put_into_the_service() -> None:
 
 def test_labels_of_the_pools_template_do_not_come_along() -> None:
     raw = claimed()
-    raw["metadata"]["labels"]["team.example/pool"] = "only the pool's"
+    raw["metadata"]["labels"] |= {"team.example/pool": "only the pool's", "security.istio.io/tlsMode": "istio"}
+    raw["metadata"]["annotations"][names.ANNOTATION_POOL_LABELS] = "team.example/gone,team.example/of,team.example/pool"
+    found = patches.serve(as_pod(raw), TEMPLATE, {}, NOW)["metadata"]["labels"]
+    assert found["team.example/pool"] is None
+    as_they_are = {names.LABEL_CLAIM, names.LABEL_SHAPE, "security.istio.io/tlsMode", "team.example/gone"}
+    assert as_they_are.isdisjoint(found)
+
+
+def test_labels_of_a_pool_that_were_not_noted() -> None:
+    raw = claimed()
+    raw["metadata"]["labels"]["team.example/pool"] = "whose it is, nobody knows"
+    del raw["metadata"]["annotations"][names.ANNOTATION_POOL_LABELS]
     found = patches.serve(as_pod(raw), TEMPLATE, {}, NOW)["metadata"]["labels"]
     assert found["team.example/pool"] is None
     assert {names.LABEL_CLAIM, names.LABEL_SHAPE}.isdisjoint(found), "as they are"

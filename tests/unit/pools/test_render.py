@@ -113,7 +113,10 @@ def test_a_pod() -> None:
         "tokenservice.dev/revision": found.revision,
         "tokenservice.dev/shape": found.shape,
     }
-    assert manifest["metadata"]["annotations"] == {"example.com/scrape": "true", "a/b": "c"}
+    noted = {"tokenservice.dev/pool-labels": "team"}
+    assert manifest["metadata"]["annotations"] == {"example.com/scrape": "true", "a/b": "c", **noted}
+    plain = pod(warm_pool(), made(), "nlp-1", digest="d" * 64, annotations={})
+    assert plain["metadata"]["annotations"] == {"tokenservice.dev/pool-labels": ""}
     (owner,) = manifest["metadata"]["ownerReferences"]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("WarmPool", "nlp", True)
     (container,) = manifest["spec"]["containers"]

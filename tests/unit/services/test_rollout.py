@@ -604,6 +604,28 @@ async def test_a_pod_that_is_ready_again_and_again_and_dies_each_time_fails_in_t
     assert cluster.image == "old:1"
 
 
+async def test_a_pod_of_a_pool_has_its_time_from_when_it_serves() -> None:
+    """Of a revision that had no replica for long; the pod was there before it."""
+    cluster = await good(progressDeadlineSeconds=60)
+    cluster.want(**NEW)
+    await cluster.reconcile()
+    observed(cluster)
+    deployed(cluster)["status"]["conditions"] = [{**PROGRESS, "lastUpdateTime": stamp(cluster.now)}]
+    cluster.now += timedelta(hours=1)
+    labels = deployed(cluster)["spec"]["template"]["metadata"]["labels"]
+    cluster.put_pod("new-1", labels, ready=False)
+    metadata = cluster.objects["pods", "new-1"]["metadata"]
+    metadata["creationTimestamp"] = stamp(cluster.now - timedelta(hours=2))
+    metadata["annotations"] = {names.ANNOTATION_SERVED_AT: stamp(cluster.now)}
+    for seconds in (0, 59):
+        cluster.now += timedelta(seconds=seconds)
+        await cluster.reconciler.reconcile(KEY)
+        assert cluster.image == "new:2"
+    cluster.now += timedelta(seconds=1)
+    await cluster.reconcile()
+    assert cluster.image == "old:1"
+
+
 async def test_a_deadline_missed_while_images_came_is_not_that_of_what_comes() -> None:
     cluster = await good(prePull=True)
     for spec in (OTHER, NEW):

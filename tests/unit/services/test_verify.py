@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenservice import protocol
 from tokenservice.api.meta import Pod
 from tokenservice.services import verify
-from tokenservice.services.verify import LONG_PAUSE_SECONDS, PAUSE_SECONDS, TRIES, Answer, Asker, judge, url
+from tokenservice.services.verify import LONG_PAUSE_SECONDS, PAUSE_SECONDS, TRIES, Answer, Asker, judge, restarts, url
 
 from tests.unit.services.builders import NOW, answer, pod
 
@@ -135,6 +135,25 @@ def test_what_an_answer_leads_to(said: tuple[str, int], leads: Leads) -> None:
     assert not found.stuck(later, 601)
     again = None if leads.again_after is None else NOW + timedelta(seconds=leads.again_after)
     assert found.due == again
+
+
+RESTARTS: dict[str, tuple[str | None, str | None, int]] = {
+    "never in a pool": (None, "11:59:00", 2),
+    "in its pool": ("12:00:00.500", "11:59:59", 0),
+    "not since anybody knows": ("12:00:00.500", None, 2),
+    "since it serves": ("12:00:00.500", "12:00:01", 2),
+    "in the second of its first request": ("12:00:00.500", "12:00:00", 2),
+}
+
+
+@pytest.mark.parametrize(("served", "ended", "expected"), RESTARTS.values(), ids=RESTARTS)
+def test_restarts_before_it_had_a_model_are_no_news(served: str | None, ended: str | None, expected: int) -> None:
+    last = {"terminated": {"exitCode": 137, "finishedAt": f"2026-03-01T{ended}Z"}} if ended else {}
+    found = pod(containerStatuses=[{"name": "server", "restartCount": 2, "lastState": last}])
+    if served:
+        found.metadata.annotations["tokenservice.dev/served-at"] = f"2026-03-01T{served}Z"
+    assert restarts(found) == expected
+    assert restarts(pod()) == 0
 
 
 ADDRESSES = {
