@@ -255,6 +255,20 @@ def test_a_node_that_is_lost_under_a_claim(team: Team, cluster: Cluster, second_
     assert team.claimed() == []
 
 
+def test_what_a_deleted_service_leaves_behind(team: Team, api: Api) -> None:
+    """While the models of its claimed pods load: another service of its name has them in the end."""
+    team.pool()
+    spec: Object = {"replicas": 2, "model": {"source": "hf://acme/slow"}}
+    team.service(**spec)
+    claimed = eventually(lambda: (found := team.claimed()) and len(found) == 2 and found, "both are taken", seconds=10)
+    api.delete("TokenService", team.space.name, SERVICE, propagation="Orphan")
+    eventually(lambda: team.space.get("TokenService", SERVICE) is None, "it is gone")
+    assert not any(pod["metadata"].get("ownerReferences") for pod in team.claimed()), "nobody owns them"
+    team.service(**spec)
+    assert names_of(team.serves(2)) == names_of(claimed)
+    assert team.claimed() == []
+
+
 def test_what_goes_wrong_under_a_claim(team: Team, cluster: Cluster, api: Api) -> None:
     """Its pool is deleted, its server dies, the operator dies: the replicas that are wanted serve in the end."""
     team.pool()

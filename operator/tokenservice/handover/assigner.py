@@ -25,8 +25,8 @@ from tokenservice.pods.calls import Calls, beginning
 
 CONNECT_SECONDS = 2.0
 REACH_SECONDS = 60.0
-"""After so long without a connection, none is to be had: a NetworkPolicy, most often. Longer than Kubernetes takes to see
-that a node is gone (50 s, the controller manager's --node-monitor-grace-period): that says nothing of other nodes' pods."""
+"""After so long without a connection, none is to be had: a NetworkPolicy, most often. By then Kubernetes sees if the
+node is gone (50 s, --node-monitor-grace-period of the controller manager), which says nothing of other nodes' pods."""
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between tries; the last one from then on."""
 _BODY_BYTES = 16384
@@ -116,6 +116,10 @@ class Assigner:
         uid = pod.metadata.uid
         if uid not in self._outcomes:
             self._calls.begin(uid, lambda: self._bring(pod, nonce, document, seconds), lambda: self._on_outcome(pod))
+
+    def refuse(self, pod: Pod, reason: str, message: str) -> None:
+        """What came of giving the pod its model is of no use: no warm pod can serve this revision, for that reason."""
+        self._outcomes[pod.metadata.uid] = Outcome("refused", reason, message)
 
     def forget(self, uid: str) -> None:
         """What is known of a pod that is gone, or settled."""

@@ -62,13 +62,18 @@ class Claim:
         """Whether it counts as a replica that takes requests."""
         return self.served is not None and self.ready and not (self.lost or self.ended)
 
+    @property
+    def orphan(self) -> bool:
+        """Whether an earlier TokenService of that name has left it behind (`kubectl delete --cascade=orphan`)."""
+        return self.pod.metadata.controller is None
+
 
 def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now: datetime) -> tuple[Claim, ...]:
     """The claims among the pods that carry a TokenService's label of claims, the oldest first.
 
     Args:
         pods: those that carry the label.
-        owner_uid: of the TokenService; what an earlier one of its name took is garbage collected.
+        owner_uid: of the TokenService; what an earlier one of its name took is garbage collected, or nobody's now.
         lost: whether a node does not answer.
         now: the time; nothing has happened after it.
 
@@ -79,7 +84,9 @@ def claims(pods: Iterable[Pod], owner_uid: str, lost: Callable[[str], bool], now
 
 def _ours(pod: Pod, owner_uid: str) -> bool:
     owner = pod.metadata.controller
-    return not pod.metadata.deletion_timestamp and owner is not None and owner.uid == owner_uid
+    mine = owner is not None and owner.uid == owner_uid
+    left = not pod.metadata.owner_references and names.ANNOTATION_CLAIMED_FROM in pod.metadata.annotations
+    return (mine or left) and not pod.metadata.deletion_timestamp
 
 
 def _claim(pod: Pod, lost: Callable[[str], bool], now: datetime) -> Claim:

@@ -91,7 +91,7 @@ class Effects:
                 # watch tell anything that matters. A patch of nothing is answered with the pod as it is.
                 if error.is_conflict and await self._patch(pod, patches.nothing(pod)):
                     return False
-                if error.is_conflict or error.is_not_found:
+                if error.is_conflict or error.is_not_found or _another(error):
                     self._stale[uid] = pod.metadata.resource_version
                     return False
                 raise
@@ -152,6 +152,11 @@ class Effects:
                 _log.info("settled", action="Pod", pod=claim.pod.metadata.name, replicaset=wanted.metadata.name)
                 settled += 1
         return settled
+
+    async def adopt(self, taker: Taker, pod: Pod) -> None:
+        """Makes a claimed pod the TokenService's that an earlier one has left behind."""
+        if await self._patch(pod, patches.adopt(pod, taker)):
+            _log.info("adopted", action="Pod", pod=pod.metadata.name)
 
     async def finish(self, taker: Taker, pod: Pod) -> None:
         """Takes off what helped a pod to settle."""

@@ -37,6 +37,11 @@ def claim(pod: Pod, taker: Taker, revision: str, pool: str, now: datetime) -> Pa
     )
 
 
+def adopt(pod: Pod, taker: Taker) -> Patch:
+    """Gives a claimed pod that nobody owns to the TokenService."""
+    return _patch(pod, ownerReferences=[names.owner("TokenService", taker.name, taker.uid)])
+
+
 def serve(pod: Pod, template: Mapping[str, Any], stages: Mapping[str, float], now: datetime) -> Patch:
     """Puts the pod into the Service: it gets the metadata of the revision's template, without the Deployment's label.
 

@@ -135,7 +135,8 @@ class Reconciler:
         if (taken or wrote) and not hand.waits and (pause := self._put_off(key, service)):
             return Result(requeue_after=pause)  # the rest can wait: there is somebody whose request cannot
         step = picture.plan
-        if service.status.observed_generation and (found.adopt or any(_lost(apply) for apply in step.applies)):
+        orphans = found.adopt or any(claim.orphan for claim in snapshot.claims)
+        if service.status.observed_generation and (orphans or any(_lost(apply) for apply in step.applies)):
             # Children that were right are gone or different. That may be since the TokenService is being deleted,
             # unseen by the watch as yet: an orphan must not get its owner back.
             current = await self._effects.current(service)
@@ -230,7 +231,7 @@ class Reconciler:
         """
         picture, tries = self._picture(service, memo), 0
         while picture.hand.balance.take and not service.metadata.deletion_timestamp and tries < CLAIM_TRIES:
-            await self._warm.claim(key, service, picture.hand)
+            await self._warm.claim(key, service, picture.found, picture.hand)
             picture, tries = self._picture(service, memo), tries + 1
         return picture, tries > 0
 

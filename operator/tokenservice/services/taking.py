@@ -8,9 +8,9 @@ from datetime import datetime
 from itertools import islice
 from typing import Protocol
 
-from tokenservice.api import names
+from tokenservice.api import conditions, names
 from tokenservice.api.conditions import Verdict
-from tokenservice.api.meta import Node, Pod, time_of
+from tokenservice.api.meta import Node, Pod, stamp, time_of
 from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import LastStart, TokenService
 from tokenservice.handover import claim as claims
@@ -24,14 +24,15 @@ from tokenservice.handover.tally import Tally
 from tokenservice.handover.turns import Turns
 from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client
+from tokenservice.kube.errors import ApiError
 from tokenservice.nodes.fit import lost, unfit
-from tokenservice.services import warm
+from tokenservice.services import revisions, warm
 from tokenservice.services.plan import pool_refusal
 from tokenservice.services.revisions import Wanted
 from tokenservice.services.rollout import Step
 from tokenservice.services.snapshot import Snapshot
 from tokenservice.services.store import Key
-from tokenservice.services.warm import Hand, Pooled
+from tokenservice.services.warm import Cold, Hand, Pooled
 
 SETTLES_PER_SECOND = 5.0
 """TokenServices whose claims begin to settle in a second. It costs the cluster ten writes each, for which nobody waits;
@@ -52,6 +53,8 @@ class Assigns(Protocol):
     def outcomes(self) -> Mapping[str, Outcome]: ...
 
     def assign(self, pod: Pod, nonce: str, document: Document, seconds: float, /) -> None: ...
+
+    def refuse(self, pod: Pod, reason: str, message: str, /) -> None: ...
 
 
 class Times(Protocol):
@@ -99,6 +102,8 @@ class _Known:
     """The name of a revision, and the shape of its pods."""
     fits: tuple[str, Pooled, Verdict] | None = None
     """The name of a revision, a pool, and whether its pods fit."""
+    refused: tuple[str, Cold] | None = None
+    """The name of a revision, and why the API server lets no pod be taken for it."""
     missed: int = 0
     """Pods for which no warm one waited, as they were counted last."""
 
@@ -154,6 +159,10 @@ class WarmPods:
         key = service.metadata.namespace, service.metadata.name
         known = self._known.setdefault(key, _Known())
         pooled = self._pooled(service)
+        refused = known.refused[1] if target and known.refused and known.refused[0] == target.name else None
+        until = warm.cold_until(refused)
+        if refused and (refused.asked != revisions.asked(service) or until is None or until <= snapshot.now):
+            refused = known.refused = None
         return warm.hand(
             snapshot,
             found,
@@ -163,6 +172,7 @@ class WarmPods:
             warm=lambda count: self._takeable(pooled, target, known, count),
             fits=_fits(snapshot, pooled, target, known) if pooled else None,
             turn=lambda: self._turns.wait(key, snapshot.now),
+            refused=refused,
         )
 
     def _pooled(self, service: TokenService) -> Pooled | None:
@@ -206,14 +216,23 @@ class WarmPods:
 
     # -- what is done
 
-    async def claim(self, key: Key, service: TokenService, hand: Hand) -> None:
-        """Takes the pods out of the pool that are to be taken; others may be faster."""
-        pool = service.pool_name
-        if pool is None:
+    async def claim(self, key: Key, service: TokenService, found: Step, hand: Hand) -> None:
+        """Takes the pods out of the pool that are to be taken; others may be faster, or the API server refuse it."""
+        pool, target = service.pool_name, found.target
+        if pool is None or target is None:
             return
         taker = Taker(*key, uid=service.metadata.uid)
         self._turns.disturbed(self._now())
-        for pod in await self._effects.claim(taker, hand.balance.take, hand.revision, pool):
+        try:
+            taken = await self._effects.claim(taker, hand.balance.take, hand.revision, pool)
+        except ApiError as error:
+            if not (error.is_forbidden or error.is_invalid):
+                raise
+            said = conditions.cut(f"the API server refuses that one is taken out of its pool: {error.message}", 512)
+            cold = Cold(conditions.REJECTED, said, stamp(self._now()), asked=revisions.asked(service))
+            self._known.setdefault(key, _Known()).refused = target.name, cold
+            return
+        for pod in taken:
             made = time_of(pod.metadata.creation_timestamp) or self._now()
             self._metrics.pool_hit((self._now() - made).total_seconds())
             self._tally.taken((key[0], pool), self._now())
@@ -231,7 +250,14 @@ class WarmPods:
         """Sends requests to the pods whose model is there. Returns whether there were any."""
         if found.target is not None:
             for each, stages in hand.serve:
-                at = await self._effects.serve(each, found.target.template, stages)
+                try:
+                    at = await self._effects.serve(each, found.target.template, stages)
+                except ApiError as error:
+                    if not (error.is_forbidden or error.is_invalid):
+                        raise
+                    said = f"the API server refuses that it is sent requests: {error.message}"
+                    self._assigner.refuse(each.pod, conditions.REJECTED, said)
+                    continue
                 if at is not None:
                     start = starts.warm(each.pod, stages, at)
                     self._starts[each.pod.metadata.uid] = start
@@ -246,13 +272,15 @@ class WarmPods:
         for pod, why in hand.drop:
             await self._effects.drop(pod, why)
         taker = Taker(metadata.namespace, metadata.name, metadata.uid)
+        for pod in hand.adopt:
+            await self._effects.adopt(taker, pod)
         settled = 0
         if hand.balance.settle:
             ready = warm.ready(snapshot, hand.revision)
             settled = await self._effects.settle(taker, hand.balance.settle, hand.revision, ready)
         for pod in hand.finish:
             await self._effects.finish(taker, pod)
-        return bool(hand.drop or settled or hand.finish)
+        return bool(hand.drop or hand.adopt or settled or hand.finish)
 
     # -- what is kept in mind
 

@@ -90,6 +90,7 @@ class Hand:
         drop: pods to delete, each with the reason.
         cold: why the revision goes without warm pods from now on.
         finish: pods that have settled.
+        adopt: claimed pods that nobody owns.
         ready: the Deployment's pods that are Ready, of whatever revision.
         settling: of those, the ones that were handed over just now: the Deployment may not count them yet.
         verdict: WarmPoolReady; None without a pool.
@@ -106,6 +107,7 @@ class Hand:
     drop: tuple[tuple[Pod, str], ...] = ()
     cold: Cold | None = None
     finish: tuple[Pod, ...] = ()
+    adopt: tuple[Pod, ...] = ()
     ready: int = 0
     settling: int = 0
     verdict: Verdict | None = None
@@ -133,7 +135,7 @@ class Hand:
     @property
     def acts(self) -> bool:
         """Whether there is something to do that needs nothing else first."""
-        return bool(self.serve or self.drop or self.cold or self.finish or self.balance.take)
+        return bool(self.serve or self.drop or self.cold or self.finish or self.adopt or self.balance.take)
 
 
 def hand(
@@ -146,6 +148,7 @@ def hand(
     warm: Callable[[int], tuple[Pod, ...]],
     fits: Verdict | None,
     turn: Callable[[], float] = lambda: 0.0,
+    refused: Cold | None = None,
 ) -> Hand:
     """The next step.
 
@@ -158,6 +161,7 @@ def hand(
         warm: at most so many pods of the pool that can be taken now.
         fits: whether pods of the pool are of the right shape; None without a pool.
         turn: seconds until claims may settle.
+        refused: why warm pods cannot be taken for this revision, which was just found out.
 
     """
     service, target = snapshot.service, found.target
@@ -170,7 +174,7 @@ def hand(
     claims = tuple(claim for claim in snapshot.claims if claim.pod.metadata.uid not in going)
     before = _said(snapshot, target)
     until = cold_until(before)
-    cold = _cold(snapshot, failed, outcomes, label)
+    cold = _cold(snapshot, failed, outcomes, label) or (refused if before is None else None)
     policy = service.spec.warm_pool.policy if service.spec.warm_pool else "Never"
     pods = _of(snapshot, label)
     unready = [pod for pod in pods if readiness(pod) is None]
@@ -210,6 +214,7 @@ def hand(
         ),
         cold=cold,
         finish=_finished(snapshot, state),
+        adopt=tuple(claim.pod for claim in kept if claim.orphan),
         ready=sum(1 for pod in _deployed(snapshot.pods) if readiness(pod)),
         settling=sum(1 for pod in _deployed(snapshot.pods) if _costs(pod) and readiness(pod)),
         verdict=_verdict(fits, cold or before),

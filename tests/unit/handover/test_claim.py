@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from tokenservice.api import names
+from tokenservice.handover import patches
 from tokenservice.handover.claim import Claim, claims, is_member, served_at, stamp_exactly, takeable
 
+from tests.support.merge_patch import merge_patch
 from tests.unit.handover.builders import NOW, TAKER, ago, as_pod, claimed_raw, owner, warm_pod, warm_raw
 
 SICK = {"name": "server", "ready": False, "state": {"terminated": {"exitCode": 1, "message": "no such model"}}}
@@ -73,7 +75,7 @@ def test_the_oldest_come_first_and_the_same_order_always() -> None:
 OTHERS: dict[str, dict[str, Any]] = {
     "on its way out": {"deletionTimestamp": "2026-03-01T12:00:00Z"},
     "of an earlier TokenService of that name": {"ownerReferences": [owner("TokenService", "demo", "other")]},
-    "of nobody": {"ownerReferences": []},
+    "of nobody, and not out of a pool": {"ownerReferences": [], "annotations": {}},
     "not controlled": {"ownerReferences": [owner("TokenService", "demo", TAKER.uid, controller=False)]},
 }
 
@@ -83,6 +85,17 @@ def test_what_is_no_claim(meta: dict[str, Any]) -> None:
     raw = claimed_raw()
     raw["metadata"] |= meta
     assert read(raw) == ()
+
+
+def test_what_an_earlier_tokenservice_of_that_name_has_left_behind() -> None:
+    raw = claimed_raw()
+    assert not read(raw)[0].orphan
+    raw["metadata"]["ownerReferences"] = []
+    (found,) = read(raw)
+    assert found.orphan
+    adopted = merge_patch(raw, patches.adopt(as_pod(raw), TAKER))
+    assert adopted["metadata"]["ownerReferences"] == [owner("TokenService", "demo", TAKER.uid)]
+    assert not read(adopted)[0].orphan
 
 
 BAD = ["", "yesterday", "2026-03-01T11:59:50", "1772366390", "9999-99-99T00:00:00Z"]

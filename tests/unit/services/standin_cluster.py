@@ -53,6 +53,8 @@ class Cluster:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.writes: list[str] = []
         self.refusals: dict[str, ApiError] = {}
+        self.refuses: Callable[[Resource, dict[str, Any]], ApiError | None] | None = None
+        """What an admission policy says to what a patch would make of an object."""
         self.events: list[tuple[str, str]] = []
         self.version = 0
         self.meanwhile: Callable[[], None] | None = None
@@ -343,6 +345,8 @@ class Cluster:
         made = (strategic_patch if content_type == STRATEGIC else merge_patch)(known, body)
         if made == known:
             return msgspec.json.encode(known)
+        if refused := self.refuses(resource, made) if self.refuses else None:
+            raise refused
         self._writes()
         made["metadata"] = {**made["metadata"], "resourceVersion": self._next()}
         self.objects[resource.plural, name] = made
@@ -430,6 +434,9 @@ class Assigner:
         assert nonce
         assert seconds > 0
         self.given[pod.metadata.uid] = document
+
+    def refuse(self, pod: Pod, reason: str, message: str) -> None:
+        self.outcomes[pod.metadata.uid] = Outcome("refused", reason, message)
 
 
 class Cache:

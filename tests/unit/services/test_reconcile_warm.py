@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenservice.api import names
+from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS
+from tokenservice.kube.errors import ApiError
+from tokenservice.kube.resources import PODS
 from tokenservice.services import render
 from tokenservice.services.controller import LATER_SECONDS, PATIENCE_SECONDS
 from tokenservice.services.warm import COLD_SECONDS, PASSING_SECONDS
@@ -456,6 +459,53 @@ async def test_a_revision_that_warm_pods_cannot_be_given(reason: str, policy: st
     assert len(kubernetes.claims) == (1 if policy == "Required" else 0)
 
 
+@pytest.mark.parametrize("code", [403, 422])
+@pytest.mark.parametrize("policy", ["Preferred", "Required"])
+@pytest.mark.parametrize("label", [names.LABEL_CLAIM, names.LABEL_SERVICE], ids=["taken", "sent requests"])
+async def test_what_the_api_server_refuses(label: str, policy: str, code: int) -> None:
+    """An admission policy that lets nobody take a pod out of its pool, or put it into a Service."""
+    cluster = Cluster(replicas=0)
+    kubernetes = Kubernetes(cluster)
+    kubernetes.pool()
+    kubernetes.warm(3)
+    refusal = ApiError(code, "Forbidden" if code == 403 else "Invalid", "policy hands-off denied the request")
+    cluster.refuses = lambda what, made: refusal if what is PODS and label in made["metadata"]["labels"] else None
+    scale(cluster, 2, policy)
+    kubernetes.loaded()
+    for _ in range(3):
+        await cluster.reconcile()
+        kubernetes.loaded()
+    assert cluster.look("services"), "nothing else waits for it"
+    found = cluster.service.status.condition("WarmPoolReady")
+    assert found
+    assert (found.status, found.reason) == ("False", "Rejected")
+    assert "policy hands-off denied the request" in found.message
+    assert kubernetes.claims == []
+    assert asked(cluster) == (0 if policy == "Required" else 2)
+    assert len(kubernetes.waiting) >= 1, "the pool is not used up by it"
+    cluster.refuses = None
+    cluster.restarted()
+    later(cluster, COLD_SECONDS)
+    await cluster.reconcile()
+    assert cluster.says("WarmPoolReady") == ("True", "Fits")
+    assert bool(kubernetes.claims) == (policy == "Required")
+
+
+async def test_a_refusal_is_forgotten_with_its_time() -> None:
+    cluster, kubernetes = await serving(1, "Required", warm=1)
+    refusal = ApiError(403, "Forbidden", "not now")
+    cluster.refuses = lambda what, made: (
+        refusal if what is PODS and names.LABEL_CLAIM in made["metadata"]["labels"] else None
+    )
+    scale(cluster, 2, "Required")
+    await cluster.reconcile()
+    assert cluster.says("WarmPoolReady") == ("False", "Rejected")
+    cluster.refuses = None
+    later(cluster, COLD_SECONDS)
+    await cluster.reconcile()
+    assert len(kubernetes.claims) == 1
+
+
 @pytest.mark.parametrize("how", ["retry", "edit"])
 async def test_it_is_tried_again_when_somebody_asks_for_it(how: str) -> None:
     """As docs/troubleshooting.md says."""
@@ -633,6 +683,53 @@ async def test_a_deployment_that_is_deleted_and_leaves_its_pods_is_made_for_them
     del cluster.objects["deployments", "demo"]
     await cluster.reconcile()
     assert (asked(cluster), kubernetes.claims) == (2, [])
+
+
+def orphaned(cluster: Cluster) -> None:
+    """kubectl delete tokenservice --cascade=orphan, and another one of the name."""
+    for raw in cluster.objects.values():
+        raw["metadata"]["ownerReferences"] = [
+            owner for owner in raw["metadata"].get("ownerReferences", ()) if owner["kind"] != "TokenService"
+        ]
+    known = cluster.service
+    metadata = msgspec.structs.replace(known.metadata, uid="another", generation=1)
+    cluster.keep(msgspec.structs.replace(known, metadata=metadata, status=TokenServiceStatus()))
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["while they load", "while they serve"])
+async def test_claims_that_a_deleted_tokenservice_has_left_behind_are_its_successors(loaded: bool) -> None:
+    cluster, kubernetes, name = await claimed(warm=2)
+    if loaded:
+        kubernetes.loaded()
+        await cluster.reconcile()
+    orphaned(cluster)
+    cluster.restarted()
+    await cluster.reconcile()
+    (owner,) = kubernetes.metadata(name)["ownerReferences"]
+    assert (owner["uid"], owner["controller"]) == ("another", True)
+    kubernetes.loaded()
+    await settle(cluster, kubernetes)
+    assert (len(kubernetes.serving), kubernetes.claims, len(kubernetes.waiting)) == (2, [], 1)
+    assert name in kubernetes.serving
+    assert cluster.says("Ready") == ("True", "Serving")
+
+
+async def test_claims_of_a_tokenservice_that_is_being_deleted_stay_orphans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch has told of what the garbage collector did, and not of the deletion yet."""
+    cluster, kubernetes, name = await claimed(warm=2)
+    kubernetes.metadata(name)["ownerReferences"] = []
+    metadata = {**msgspec.to_builtins(cluster.service.metadata), "deletionTimestamp": "2026-03-01T12:00:00Z"}
+
+    async def get(*_: object) -> bytes:
+        return msgspec.json.encode({"metadata": metadata})
+
+    monkeypatch.setattr(cluster, "get", get)
+    cluster.writes.clear()
+    await cluster.reconciler.reconcile(KEY)
+    assert cluster.writes == []
+    monkeypatch.undo()
+    await cluster.reconcile()
+    assert kubernetes.metadata(name)["ownerReferences"], "it was not, after all"
 
 
 async def test_a_pool_that_is_named_no_more() -> None:

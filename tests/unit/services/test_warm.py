@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from tokenservice.api import names
 from tokenservice.api.conditions import Verdict
-from tokenservice.api.meta import ControllerRevision, Deployment, Pod, stamp
+from tokenservice.api.meta import ControllerRevision, Deployment, OwnerReference, Pod, stamp
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.claim import Claim
 from tokenservice.runtime.metrics import MISSES
@@ -20,7 +20,7 @@ from tokenservice.services.snapshot import Snapshot
 from tokenservice.services.warm import COLD_SECONDS, EMPTY, Cold, Hand, Pooled, fit, hand, mark
 
 from tests.unit.pools.builders import warm_pool
-from tests.unit.services.builders import NOW, children, deployment, pod, revision, running, service, snapshot
+from tests.unit.services.builders import NOW, UID, children, deployment, pod, revision, running, service, snapshot
 from tests.unit.services.standin_kubernetes import rendered
 
 FITS: Verdict = ("True", "Fits", "pods of WarmPool nlp fit")
@@ -38,7 +38,8 @@ READY = [{"type": "Ready", "status": "True", "lastTransitionTime": stamp(NOW - t
 def claimed(name: str = "nlp-1", *, served: float | None = None, revision: str = LABEL, **more: Any) -> Claim:
     found = pod(name, labels={names.LABEL_CLAIM: "demo", names.LABEL_REVISION: revision}, conditions=READY)
     annotations = {names.ANNOTATION_KEY: "key", names.ANNOTATION_NONCE: "n"}
-    metadata = msgspec.structs.replace(found.metadata, annotations=annotations)
+    owner = msgspec.convert(names.owner("TokenService", "demo", UID), OwnerReference)
+    metadata = msgspec.structs.replace(found.metadata, annotations=annotations, owner_references=(owner,))
     known: dict[str, Any] = {"at": NOW - timedelta(seconds=9), "ready": True, "failing": None, "lost": False, **more}
     since = None if served is None else NOW - timedelta(seconds=served)
     return Claim(msgspec.structs.replace(found, metadata=metadata), revision, served=since, **known)
