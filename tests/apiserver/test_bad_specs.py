@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.apiserver.admission import policy
 from tests.apiserver.conftest import Plane, Space
 from tests.support.api import RefusedError
 from tests.support.cluster import condition, token_service
@@ -168,53 +169,21 @@ def test_what_a_quota_forbids_is_explained_and_heals_when_there_is_room(space: S
 
 def test_the_retry_annotation_has_an_invalid_template_tried_again(plane: Plane, space: Space) -> None:
     """What made the API server refuse can lie outside of the spec: here a policy that is taken away."""
-    rule = {"expression": "object.spec.replicas > 0", "message": "no idle services here"}
-    policy = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": space.name},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": space.name}},
-                "resourceRules": [
-                    {
-                        "apiGroups": ["apps"],
-                        "apiVersions": ["v1"],
-                        "operations": ["CREATE", "UPDATE"],
-                        "resources": ["deployments"],
-                    }
-                ],
-            },
-            "validations": [rule],
-        },
-    }
-    binding = {
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": space.name},
-        "spec": {"policyName": space.name, "validationActions": ["Deny"]},
-    }
-    plane.cluster.apply(policy, binding)
     probe = {"kind": "Deployment", "apiVersion": "apps/v1", **foreign("Deployment")}
 
-    def enforced() -> bool:
+    def refused() -> str:
         try:
             space.api.create("Deployment", space.name, probe, dryRun="All")
         except RefusedError as error:
-            return "no idle services here" in error.message
-        return False
+            return error.message
+        return ""
 
-    try:
-        eventually(enforced, "the policy works")
+    idle = "no idle services here"
+    with policy(plane, space, "deployments.apps", "object.spec.replicas > 0", idle, refused=refused):
         space.apply("llm", replicas=0)
         found = space.ready("llm", "Rejected")
-        assert "no idle services here" in found["message"]
+        assert idle in found["message"]
         plane.silence(space.name)
-    finally:
-        for kind in ("validatingadmissionpolicybinding", "validatingadmissionpolicy"):
-            plane.cluster.kubectl("delete", kind, space.name)
-    eventually(lambda: not enforced(), "the policy is gone")
     space.patch("TokenService", "llm", {"metadata": {"annotations": {"tokenservice.dev/retry": "1"}}})
     space.ready("llm", "ScaledToZero")
 

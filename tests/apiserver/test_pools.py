@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenservice.api import names
 
+from tests.apiserver.admission import policy
 from tests.apiserver.conftest import Plane, Space
 from tests.apiserver.test_service_environments import fake_build, make
 from tests.support.api import Object, RefusedError
@@ -240,6 +242,26 @@ class TestWithTheOperator:
         assert 'Not found: "no"' in condition(found)["message"]
         pools.apply(replicas=1)
         pools.says("Warm")
+
+    def test_a_policy_lets_nobody_take_its_pods(self, plane: Plane, pools: Pools) -> None:
+        space = pools.space
+        pools.apply(replicas=1)
+        pools.says("Warm")
+        label = names.LABEL_CLAIM
+
+        def refused() -> str:
+            dry = ("label", "--dry-run=server", "-n", space.name, "pod", pools.pods()[0]["metadata"]["name"])
+            return plane.cluster.kubectl(*dry, f"{label}=probe", check=False).stderr
+
+        hands_off = "these pods are not to be taken"
+        unclaimed = f"!has(object.metadata.labels) || !('{label}' in object.metadata.labels)"
+        with policy(plane, space, "pods", unclaimed, hands_off, refused=refused):
+            space.apply("chat", template=TEMPLATE, warmPool={"name": "nlp"})
+            space.ready("chat", "Serving")
+            told = condition(space.there("TokenService", "chat"), "WarmPoolReady")
+            assert told["reason"] == "Rejected"
+            assert hands_off in told["message"]
+        assert len(pools.pods()) == 1
 
     def test_a_quota(self, pools: Pools) -> None:
         space = pools.space
