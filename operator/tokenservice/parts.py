@@ -22,7 +22,7 @@ from tokenservice.environments.controller import HOUSEKEEPING
 from tokenservice.environments.render import Manifest
 from tokenservice.environments.store import Store as EnvironmentStore
 from tokenservice.handover.assigner import Assigner
-from tokenservice.handover.claim import CLAIMS, POOL
+from tokenservice.handover.claim import CLAIMS, POOL, on_its_way
 from tokenservice.handover.tally import Tally
 from tokenservice.handover.timer import Timer
 from tokenservice.kube.client import Client, Resource
@@ -47,7 +47,7 @@ from tokenservice.options import Options
 from tokenservice.pods.failures import pod_failures, readiness
 from tokenservice.pods.source import SchemaSource
 from tokenservice.pools import controller as pools
-from tokenservice.pools.waiting import Waiting, in_need
+from tokenservice.pools.waiting import Waiting
 from tokenservice.runtime.controller import Controller, Result, Verdict
 from tokenservice.runtime.metrics import Metrics
 from tokenservice.runtime.queue import KeyedQueue
@@ -125,10 +125,8 @@ class Parts:
                 caches["pods"],
                 self.environments,
                 nodes.all if nodes else tuple,
-                waiting=lambda namespace: in_need(
-                    self._waiting.in_namespace(namespace),
-                    lambda service: sum(map(_claimed, caches["pods"].by_index(f"{namespace}/{service}{CLAIMS}"))),
-                ),
+                waiting=self._waiting.in_namespace,
+                taken=lambda namespace, name: self._taken(caches, namespace, name),
                 pools_in=self._pools_of_namespace,
                 claimed=self._claimed,
             ),
@@ -309,6 +307,18 @@ class Parts:
         takers = (self.services.get(key) for key in self.services.takers_of(namespace, name))
         return sum(taker.status.warm_replicas for taker in takers if taker)
 
+    def _taken(self, caches: Mapping[str, Namespaced[Any]], namespace: str, name: str) -> int:
+        """How many places of its Deployment a TokenService is about to fill with pods from a pool. What is claimed in
+        place of a replica that the Deployment is not asked for fills none.
+        """
+        service, deployment = self.services.get((namespace, name)), caches["deployments"].get(namespace, name)
+        if service is None or deployment is None:
+            return 0
+        key = f"{namespace}/{name}"
+        pods = (*caches["pods"].by_index(key), *caches["pods"].by_index(f"{key}{CLAIMS}"))
+        deployed: int = deployment.spec.replicas
+        return sum(map(on_its_way, pods)) - max(0, service.spec.replicas - deployed)
+
     def _pool_pods(self, *, warm: bool) -> int:
         statuses = [pool.status for pool in self._pools.all()]
         ready = sum(status.ready_replicas for status in statuses)
@@ -339,9 +349,8 @@ class Parts:
             self._assigner.forget(old.metadata.uid)
             self._timer.forget(old.metadata.uid)
             self._warm_pods.forget(old.metadata.uid)
-        namespace = cast(Pod, new or old).metadata.namespace
-        told = self._waiting.told(old, new)
-        if told or (_claimed(old) and not _claimed(new) and self._waiting.in_namespace(namespace)):
+        if self._waiting.told(old, new):
+            namespace = cast(Pod, new or old).metadata.namespace
             for giver in self._pools_of_namespace(namespace):
                 self._look_at((namespace, giver.metadata.name))
         if (self._matters(old) if old else None) == (self._matters(new) if new else None):
@@ -459,13 +468,6 @@ def _service_of(item: HasMetadata) -> str:
     if names.LABEL_CLAIM in labels:
         return f"{item.metadata.namespace}/{labels[names.LABEL_CLAIM]}{CLAIMS}"
     return f"{item.metadata.namespace}/{labels.get(names.LABEL_SERVICE, '')}"
-
-
-def _claimed(pod: Pod | None) -> bool:
-    """Whether it was taken from a pool, has not settled, and is there to stay."""
-    if pod is None or pod.metadata.deletion_timestamp or pod.ended:
-        return False
-    return names.LABEL_CLAIM in pod.metadata.labels
 
 
 def _environment_of(pool: WarmPool) -> str | None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from prometheus_client import generate_latest
 from tokenservice import manager, watch
+from tokenservice.api import names
 from tokenservice.api.environments import CondaEnvironment
 from tokenservice.api.meta import Deployment, DeploymentStatus, ManagedFieldsEntry, Object, ObjectMeta, Pod
 from tokenservice.api.pools import WarmPool
@@ -272,22 +273,30 @@ async def test_a_pod_that_is_ready_asks_those_that_wait_for_it() -> None:
     assert ("tokenservice", KEY) in await asked(made)
 
 
-async def test_a_claim_that_is_over_asks_the_pools_that_may_have_to_give_way() -> None:
+@pytest.mark.parametrize(("deployed", "expected"), [(None, 0), (1, 0), (2, 1), (3, 2), (4, 2)])
+async def test_the_places_that_pods_of_pools_are_about_to_take(deployed: int | None, expected: int) -> None:
+    """Of a TokenService with three replicas: one pod is claimed, one was handed over, others are nobody's concern."""
     made = parts()
-    metadata = {"namespace": "team", "name": "nlp", "uid": "p1", "generation": 1, "resourceVersion": "5"}
-    spec = {"environment": {"image": {"reference": "i"}}}
-    made._pools.observe(msgspec.convert({"metadata": metadata, "spec": spec}, WarmPool))
-    claimed = warm_pod(3, **{"tokenservice.dev/claim": "chat", "tokenservice.dev/service": "chat"})
-    settled = warm_pod(4, **{"tokenservice.dev/service": "chat"})
-    pool = ("warmpool", ("team", "nlp"))
-    made._pod_changed(claimed, settled)
-    assert pool not in await asked(made), "nothing waits"
-    made._waiting.told(None, waiting_pod())
-    made._pod_changed(claimed, claimed)
-    assert pool not in await asked(made)
-    for over in (settled, None):
-        made._pod_changed(claimed, over)
-        assert pool in await asked(made)
+    made.services.observe(read(msgspec.json.encode(user("chat", replicas=3))))
+    taken = {"annotations": {names.ANNOTATION_CLAIMED_FROM: "nlp"}}
+    owner = {"ownerReferences": [names.owner("ReplicaSet", "chat-1", "r1")]}
+    claim, serves = {names.LABEL_CLAIM: "chat"}, {names.LABEL_SERVICE: "chat"}
+    pods: list[dict[str, Any]] = [
+        {"labels": claim, **taken, "ownerReferences": [names.owner("TokenService", "chat", "chat")]},
+        {"labels": serves, **taken},
+        {"labels": serves, **taken, **owner},
+        {"labels": serves, **owner},
+        {"labels": claim, **taken, "deletionTimestamp": "2026-03-01T12:00:00Z"},
+    ]
+    known: dict[str, list[Pod]] = {"team/chat": [], "team/chat/claim": []}
+    for number, metadata in enumerate(pods):
+        pod = msgspec.convert({"metadata": {"namespace": "team", "name": f"{number}", **metadata}}, Pod)
+        known["team/chat/claim" if names.LABEL_CLAIM in pod.metadata.labels else "team/chat"].append(pod)
+    deployment = msgspec.convert({"metadata": {"name": "chat"}, "spec": {"replicas": deployed or 0}}, Deployment)
+    deployments = Mock(get=lambda *_: None if deployed is None else deployment)
+    caches = {"pods": Mock(by_index=known.__getitem__), "deployments": deployments}
+    assert max(0, made._taken(cast(Any, caches), "team", "chat")) == expected
+    assert made._taken(cast(Any, caches), "team", "other") == 0
 
 
 async def test_a_pod_that_is_gone_is_forgotten() -> None:

@@ -41,7 +41,7 @@ class State:
         ready: the Deployment's pods of that revision that are Ready.
         unready: those that are not.
         cold: of those, the ones that a warm pod is ahead of: their container has not started, or their node is lost.
-        settling: of the ready ones, those that came from a pool and were handed over just now: as many others go.
+        settling: of the cold ones, those in whose places claimed pods were handed over just now: they are about to go.
         claims: of that revision, on nodes that answer.
         policy: what to do without a warm pod.
         barred: whether warm pods cannot be given this revision.

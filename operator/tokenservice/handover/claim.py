@@ -138,6 +138,13 @@ def _time(text: str | None) -> datetime | None:
     return found if found and found.tzinfo else None
 
 
+def on_its_way(pod: Pod) -> bool:
+    """Whether a pod was taken from a pool, is there to stay, and no ReplicaSet has taken it in yet."""
+    if pod.metadata.deletion_timestamp or pod.ended or names.ANNOTATION_CLAIMED_FROM not in pod.metadata.annotations:
+        return False
+    return names.LABEL_CLAIM in pod.metadata.labels or pod.metadata.controller is None
+
+
 def is_member(pod: Pod, pool: str, uid: str) -> bool:
     """Whether a pod belongs to the WarmPool of that name and uid, and waits in it."""
     owner = pod.metadata.controller

@@ -35,6 +35,7 @@ from tokenservice.pools.giving import Amounts, Around, Given, Giver
 from tokenservice.pools.plan import Plan, plan
 from tokenservice.pools.sizing import GIVES_WAY, Member
 from tokenservice.pools.snapshot import Snapshot
+from tokenservice.pools.waiting import covered
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
 
@@ -78,6 +79,8 @@ class Caches:
         waiting: pods of TokenServices of a namespace that are Unschedulable.
         pools_in: the WarmPools of a namespace.
         claimed: how many pods of the WarmPool of that namespace and name were taken and have not settled.
+        taken: how many places of its Deployment the TokenService of that namespace and name is about to fill with pods
+            from pools.
 
     """
 
@@ -88,6 +91,7 @@ class Caches:
     waiting: Callable[[str], tuple[Pod, ...]] = lambda _: ()
     pools_in: Callable[[str], Iterable[WarmPool]] = lambda _: ()
     claimed: Callable[[str, str], int] = lambda _namespace, _name: 0
+    taken: Callable[[str, str], int] = lambda _namespace, _name: 0
 
 
 @dataclass
@@ -251,6 +255,7 @@ class Reconciler:
         siblings = (pool for pool in self._caches.pools_in(namespace) if pool.metadata.name != name)
         return Around(
             waiting=waiting,
+            covered=covered(waiting, lambda service: self._caches.taken(namespace, service)),
             given=self._given.get(namespace, {}),
             siblings=tuple(self._giver(pool, unfit_nodes) for pool in siblings),
             nodes=nodes,

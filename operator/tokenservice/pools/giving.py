@@ -29,8 +29,8 @@ from tokenservice.pools.sizing import Gives, Member, worth
 from tokenservice.pools.waiting import words
 
 PATIENCE_SECONDS = 3.0
-"""For so long a pod must have waited for a node. One that a ReplicaSet begins, and in whose place a warm pod is claimed
-or settles, needs no room; a look may come between the one and the other."""
+"""For so long a pod must have waited for a node: in the place of one that a ReplicaSet has just begun a warm pod may be
+about to be claimed."""
 SETTLE_SECONDS = 30.0
 """After what was given is free, the scheduler tries the waiting pod within 10 s. Until it has had its say, a new pod of
 the pool could take the room, and none is made."""
@@ -96,10 +96,11 @@ class Around:
     """What of its namespace a pool has to know to give way.
 
     Attributes:
-        waiting: pods of TokenServices that are Unschedulable, without those whose places claimed pods take.
+        waiting: pods of TokenServices that are Unschedulable.
         given: what its pools have given to those, by uid.
         siblings: its other pools.
         nodes: by name; empty if they cannot be seen: every member's node would do then.
+        covered: of those that wait, by uid, the ones in whose places claimed pods are about to come: they need no room.
 
     """
 
@@ -107,6 +108,7 @@ class Around:
     given: Mapping[str, Given] = field(default_factory=dict)
     siblings: tuple[Giver, ...] = ()
     nodes: Mapping[str, Node] = field(default_factory=dict)
+    covered: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -144,7 +146,7 @@ def gives(mine: Giver, around: Around, now: datetime) -> tuple[dict[str, Given],
         room.gone |= each.members
     for pod in sorted(around.waiting, key=_order):
         known = around.given.get(pod.metadata.uid)
-        if now < (known.again if known else patient_until(pod)):
+        if pod.metadata.uid in around.covered or now < (known.again if known else patient_until(pod)):
             continue
         if room.empty:
             break
@@ -196,6 +198,8 @@ def waits(pool: str, around: Around, given: Mapping[str, Given], now: datetime) 
     """How long until something is to be looked at again, by any pool of the namespace."""
     new = (patient_until(pod) for pod in around.waiting if pod.metadata.uid not in given)
     yield from (when - now for when in new if when > now)
+    if around.covered:  # whether they still are, nothing tells
+        yield timedelta(seconds=PATIENCE_SECONDS)
     for each in given.values():
         at = [each.again, each.settled] if each.pool == pool else [each.again]
         yield from (when - now for when in at if when > now)

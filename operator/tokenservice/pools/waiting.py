@@ -19,22 +19,24 @@ def words(pod: Pod | None) -> str | None:
     return unschedulable(pod)
 
 
-def in_need(pods: Iterable[Pod], claimed: Callable[[str], int]) -> tuple[Pod, ...]:
-    """Those of the pods that need room. In the places of others claimed pods are about to settle: as many are left out.
+def covered(pods: Iterable[Pod], taken: Callable[[str], int]) -> frozenset[str]:
+    """Those of the pods that need no room, by uid, since a pod from a pool is about to take their place: the youngest.
 
-    claimed: how many pods a TokenService of the namespace has, by its name, that it took from pools.
+    taken: how many places of its Deployment a TokenService of the namespace is about to fill so, by its name.
     """
     left: dict[str, int] = {}
-    found = []
-    for pod in sorted(
-        pods, key=lambda each: (each.metadata.creation_timestamp or "", each.metadata.name), reverse=True
-    ):
+    found = set()
+    for pod in sorted(pods, key=_age, reverse=True):
         service = pod.metadata.labels[LABEL_SERVICE]
-        left.setdefault(service, claimed(service))
-        left[service] -= 1
-        if left[service] < 0:
-            found.append(pod)
-    return tuple(found)
+        left.setdefault(service, taken(service))
+        if left[service] > 0:
+            left[service] -= 1
+            found.add(pod.metadata.uid)
+    return frozenset(found)
+
+
+def _age(pod: Pod) -> tuple[str, str]:
+    return pod.metadata.creation_timestamp or "", pod.metadata.name
 
 
 class Waiting:

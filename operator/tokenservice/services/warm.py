@@ -21,7 +21,7 @@ from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.handover import patches
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import Balance, State, balance
-from tokenservice.handover.claim import Claim
+from tokenservice.handover.claim import Claim, claimed_at
 from tokenservice.handover.shape import PodSpec, difference
 from tokenservice.pods.failures import readiness
 from tokenservice.pods.manifests import Manifest
@@ -178,6 +178,7 @@ def hand(
     policy = service.spec.warm_pool.policy if service.spec.warm_pool else "Never"
     pods = _of(snapshot, label)
     unready = [pod for pod in pods if readiness(pod) is None]
+    cold_pods = [pod for pod in unready if not _begun(pod) or lost(pod.spec.node_name)]
     state = State(
         replicas=service.spec.replicas,
         deployed=deployed,
@@ -185,8 +186,8 @@ def hand(
         observed=_observed(snapshot),
         ready=len(pods) - len(unready),
         unready=len(unready),
-        cold=sum(1 for pod in unready if not _begun(pod) or lost(pod.spec.node_name)),
-        settling=sum(1 for pod in pods if _costs(pod) and readiness(pod)),
+        cold=len(cold_pods),
+        settling=_replaced(cold_pods, [pod for pod in pods if _costs(pod) and readiness(pod)], snapshot.now),
         claims=claims,
         policy=policy,
         barred=cold is not None or before is not None or not (fits and fits[0] == "True"),
@@ -382,6 +383,17 @@ def _finished(snapshot: Snapshot, state: State) -> tuple[Pod, ...]:
     if state.steady and ready == len(pods):  # from then on the Deployment tells alone whether all is there
         counted = state.observed and deployment.status.has_all(ready)
     return found if counted and not questioned else ()
+
+
+def _replaced(cold: Sequence[Pod], handed: Sequence[Pod], now: datetime) -> int:
+    """How many of the cold pods are about to go, in whose places others were handed over: they were there before those
+    were claimed. What a rollout begins next comes after, and may come before anybody has looked.
+    """
+    if not handed:
+        return 0
+    claimed = max(claimed_at(pod) or now for pod in handed)
+    old = sum(1 for pod in cold if (time_of(pod.metadata.creation_timestamp) or now) <= claimed)
+    return min(len(handed), old)
 
 
 def _costs(pod: Pod) -> bool:

@@ -250,8 +250,18 @@ def test_what_was_given_is_given_once_until_it_has_been_of_no_use() -> None:
         known = {"uid of chat-1": Given(more.pool, more.members, NOW, more.tries)}
 
 
-def test_a_pod_that_is_about_to_go_is_given_nothing() -> None:
-    """A claimed pod settles into its place, a second or two after it was begun."""
+def test_a_pod_in_whose_place_a_claimed_one_is_about_to_come_is_given_nothing() -> None:
+    one, two, mine = waiting_pod(), waiting_pod("chat-2"), giver(*THREE)
+    around = Around(waiting=(one, two), covered=frozenset({one.metadata.uid}))
+    assert list(gives(mine, around, NOW)[0]) == [two.metadata.uid]
+    assert list(waits("nlp", around, {}, NOW)) == [timedelta(seconds=PATIENCE_SECONDS)], "it may be covered no more"
+    known = {one.metadata.uid: Given("nlp", frozenset({"nlp-1"}), NOW)}
+    covered = Around(waiting=(one,), covered=frozenset({one.metadata.uid}), given=known)
+    assert remembered(covered, [], NOW) == known
+
+
+def test_a_pod_that_has_just_been_begun_is_given_nothing() -> None:
+    """A warm one may be about to be claimed in its place."""
     pod, mine = waiting_pod(), giver(*THREE)
     condition = msgspec.structs.replace(pod.status.conditions[0], last_transition_time=stamp(NOW))
     young = msgspec.structs.replace(pod, status=msgspec.structs.replace(pod.status, conditions=(condition,)))

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from tokenservice.api.meta import Pod
-from tokenservice.pools.waiting import Waiting, in_need, words
+from tokenservice.pools.waiting import Waiting, covered, words
 
 from tests.unit.pools.builders import NO_GPU, waiting_pod
 
@@ -72,18 +72,18 @@ def test_the_same_words_are_no_news_and_others_are() -> None:
 
 def test_claimed_pods_take_the_places_of_as_many() -> None:
     def pod(service: str, number: int) -> Pod:
-        raw = msgspec.to_builtins(waiting_pod(f"{service}-{number}"))
+        name = f"{service}-{number}"
+        raw = msgspec.to_builtins(waiting_pod(name))
         raw["metadata"]["labels"]["tokenservice.dev/service"] = service
-        raw["metadata"]["creationTimestamp"] = f"2026-03-01T12:00:0{number}Z"
+        raw["metadata"] |= {"creationTimestamp": f"2026-03-01T12:00:0{number}Z", "uid": name}
         return msgspec.convert(raw, Pod)
 
-    chat, other = [pod("chat", number) for number in range(3)], [pod("other", 0)]
+    pods = [*(pod("chat", number) for number in range(3)), pod("other", 0)]
 
-    def need(**claimed: int) -> set[str]:
-        found = in_need([*chat, *other], lambda service: claimed.get(service, 0))
-        return {each.metadata.name for each in found}
+    def found(**taken: int) -> set[str]:
+        return {*covered(pods, lambda service: taken.get(service, 0))}
 
-    assert need() == {"chat-0", "chat-1", "chat-2", "other-0"}
-    assert need(chat=1) == {"chat-0", "chat-1", "other-0"}, "those that waited longest are left"
-    assert need(chat=2, other=1) == {"chat-0"}
-    assert need(chat=7) == {"other-0"}
+    assert found() == found(chat=-1) == set()
+    assert found(chat=1) == {"chat-2"}, "those that have waited longest need room"
+    assert found(chat=2, other=1) == {"chat-1", "chat-2", "other-0"}
+    assert found(chat=7) == {"chat-0", "chat-1", "chat-2"}

@@ -841,6 +841,31 @@ async def test_new_pods_of_a_rollout_are_warm_ones() -> None:
     assert cluster.service.status.last_good_revision == cluster.service.status.update_revision
 
 
+async def test_the_next_new_pod_of_a_rollout_may_be_there_before_a_look_at_the_last() -> None:
+    cluster, kubernetes = await serving(2)
+    kubernetes.pool(image="new:2")
+    kubernetes.warm(2)
+    scale(cluster, 2, **NEW)
+    await cluster.reconcile()
+    kubernetes.controllers()
+    await cluster.reconcile()
+    kubernetes.loaded()
+    await cluster.reconcile()
+    later(cluster)
+    await cluster.reconcile()
+    assert (kubernetes.claims, len(kubernetes.waiting)) == ([], 1), "the first has settled"
+    later(cluster, 0.1)
+    await cluster.reconcile()
+    assert len(kubernetes.waiting) == 1, "and the cold one in whose place it has is about to go"
+    for _ in range(2):
+        kubernetes.replica_sets()
+        kubernetes.deployment()
+    kubernetes.replica_sets()
+    assert len(kubernetes.deleted) == 2, "that one, and one of the old ones"
+    await cluster.reconcile()
+    assert (len(kubernetes.claims), kubernetes.waiting) == (1, [])
+
+
 # -- in any order
 
 
