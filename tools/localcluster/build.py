@@ -90,7 +90,7 @@ def ensure(built: Programs, names: Iterable[str]) -> None:
         go = golang.find(golang.required(component for component, _ in missing), work / "go")
         tools = Toolchain(go, go_environment(work))
         began = time.monotonic()
-        about = "; from nothing about 14 minutes on 2 cores" if len(missing) > 8 else ""
+        about = "; from nothing 15 to 20 minutes on 2 cores" if len(missing) > 8 else ""
         say(f"building {len(missing)} programs with {go}{about}")
         for number, (component, program) in enumerate(missing, 1):
             if shutil.disk_usage(work).free < LOW_BYTES:

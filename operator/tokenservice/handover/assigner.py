@@ -55,6 +55,19 @@ class Outcome:
     stages: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class _Silence:
+    """Since when a pod cannot be reached, by the clock, and why not; None while it can."""
+
+    since: float | None = None
+    why: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        said = f"port {protocol.ASSIGN_PORT} does not answer: {self.why}"
+        return Outcome("refused", conditions.UNREACHABLE, said)
+
+
 class _Error(msgspec.Struct):
     message: str = ""
     code: str | None = None
@@ -132,30 +145,30 @@ class Assigner:
 
     async def _bring(self, pod: Pod, nonce: str, document: Document, seconds: float) -> None:
         token = tokens.token(self._key, pod.metadata.namespace, pod.metadata.name, nonce)
+        silence = _Silence()
         try:
             async with asyncio.timeout(seconds):
-                outcome = await self._until_answered(url(pod), token, msgspec.json.encode(document))
+                outcome = await self._until_answered(url(pod), token, msgspec.json.encode(document), silence)
         except TimeoutError:
             said = f"its model did not load within {seconds:g} s"
-            outcome = Outcome("refused", conditions.PROGRESS_DEADLINE_EXCEEDED, said)
+            late = Outcome("refused", conditions.PROGRESS_DEADLINE_EXCEEDED, said)
+            outcome = late if silence.since is None else silence.outcome
         self._outcomes[pod.metadata.uid] = outcome
 
-    async def _until_answered(self, address: str, token: str, body: bytes) -> Outcome:
-        unreached: float | None = None
+    async def _until_answered(self, address: str, token: str, body: bytes, silence: _Silence) -> Outcome:
         tries = 0
         while True:
             try:
                 status, answer = await self._put(address, token, body)
             except (aiohttp.ClientError, TimeoutError) as error:
                 now = self._clock()
-                unreached = now if unreached is None else unreached  # a connection may have lasted for long, and ended
-                if now - unreached >= REACH_SECONDS:
-                    said = first_line(str(error)) or type(error).__name__
-                    return Outcome(
-                        "refused", conditions.UNREACHABLE, f"port {protocol.ASSIGN_PORT} does not answer: {said}"
-                    )
+                if silence.since is None:  # a connection may have lasted for long, and ended
+                    silence.since = now
+                silence.why = first_line(str(error)) or type(error).__name__
+                if now - silence.since >= REACH_SECONDS:
+                    return silence.outcome
             else:
-                unreached = None
+                silence.since = None
                 if outcome := judge(status, answer):
                     return outcome
             await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])

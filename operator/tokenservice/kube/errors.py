@@ -121,6 +121,11 @@ class ApiError(Exception):
         return self.status == 500 and any(text in self.message for text in _USER_ERROR_TEXTS)
 
     @property
+    def is_refused(self) -> bool:
+        """It is not to be, for as long as nothing changes that is not ours to change."""
+        return self.is_forbidden or self.is_invalid
+
+    @property
     def is_transient(self) -> bool:
         """The same request may succeed later."""
         return (self.status in {408, 429} or self.status >= 500) and not self.is_invalid

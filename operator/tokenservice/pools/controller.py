@@ -337,7 +337,7 @@ class Reconciler:
             except ApiError as error:
                 if error.is_already_exists:
                     taken.append(name)
-                elif error.is_forbidden or error.is_invalid:
+                elif error.is_refused:
                     memo.refusal, memo.refused = _refusal(error), self._now()
                 else:
                     if error.is_leaving:

@@ -140,7 +140,7 @@ class Reconciler:
             # Children that were right are gone or different. That may be since the TokenService is being deleted,
             # unseen by the watch as yet: an orphan must not get its owner back.
             current = await self._effects.current(service)
-            if current is None:
+            if current is None and self._store.get(key) is service:  # and not another one of its name by now
                 self._store.remove(key)
             if current is None or current.deletion_timestamp:
                 return Result()
@@ -162,8 +162,15 @@ class Reconciler:
             elif apply.child == "pool":
                 self._warm.changed(key)  # the answer is known now, and the watch has nothing to tell that is newer
         wrote = await self._effects.pull(key, found, memo) or wrote
-        wrote = await self._effects.go_cold(key, found, hand) or wrote
-        wrote = await self._warm.hand_over(service, snapshot, found, hand) or wrote
+        if not isinstance(memo.children, Refusal):
+            wrote = await self._effects.go_cold(key, found, hand) or wrote
+        refused: ApiError | None = None
+        try:
+            wrote = await self._warm.hand_over(service, snapshot, found, hand) or wrote
+        except ApiError as error:
+            if not error.is_refused:
+                raise
+            refused, wrote = error, True  # what follows does not depend on it; it is tried again later
         if step.leftover:
             await self._effects.delete(CONDAENVIRONMENTS, key, step.leftover.metadata, "nothing runs from it any more")
         if step.unwanted:
@@ -183,6 +190,8 @@ class Reconciler:
             return Result(requeue_after=0.0)
         later = await self._write_status(key, service, step, hand)
         self._stages.told(key, (step.status or service.status).condition(conditions.PROGRESSING), found)
+        if refused:
+            raise refused
         newest = self._store.get(key)
         if newest is not None and _asks(newest) != _asks(service):
             # The answer to our own write brought a newer spec, which the watch then takes for known.

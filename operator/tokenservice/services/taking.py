@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tokenservice.api import conditions, names
 from tokenservice.api.conditions import Verdict
-from tokenservice.api.meta import Node, Pod, stamp, time_of
+from tokenservice.api.meta import Node, Pod, time_of
 from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import LastStart, TokenService
 from tokenservice.handover import claim as claims
@@ -26,7 +26,7 @@ from tokenservice.kube.cache import Cache
 from tokenservice.kube.client import Client
 from tokenservice.kube.errors import ApiError
 from tokenservice.nodes.fit import lost, unfit
-from tokenservice.services import revisions, warm
+from tokenservice.services import warm
 from tokenservice.services.plan import pool_refusal
 from tokenservice.services.revisions import Wanted
 from tokenservice.services.rollout import Step
@@ -160,9 +160,6 @@ class WarmPods:
         known = self._known.setdefault(key, _Known())
         pooled = self._pooled(service)
         refused = known.refused[1] if target and known.refused and known.refused[0] == target.name else None
-        until = warm.cold_until(refused)
-        if refused and (refused.asked != revisions.asked(service) or until is None or until <= snapshot.now):
-            refused = known.refused = None
         return warm.hand(
             snapshot,
             found,
@@ -172,7 +169,7 @@ class WarmPods:
             warm=lambda count: self._takeable(pooled, target, known, count),
             fits=_fits(snapshot, pooled, target, known) if pooled else None,
             turn=lambda: self._turns.wait(key, snapshot.now),
-            refused=refused,
+            refused=warm.lasting(refused, service, snapshot.now),
         )
 
     def _pooled(self, service: TokenService) -> Pooled | None:
@@ -226,10 +223,9 @@ class WarmPods:
         try:
             taken = await self._effects.claim(taker, hand.balance.take, hand.revision, pool)
         except ApiError as error:
-            if not (error.is_forbidden or error.is_invalid):
+            if not error.is_refused:
                 raise
-            said = conditions.cut(f"the API server refuses that one is taken out of its pool: {error.message}", 512)
-            cold = Cold(conditions.REJECTED, said, stamp(self._now()), asked=revisions.asked(service))
+            cold = warm.refused(error.message, service, self._now())
             self._known.setdefault(key, _Known()).refused = target.name, cold
             return
         for pod in taken:
@@ -253,7 +249,7 @@ class WarmPods:
                 try:
                     at = await self._effects.serve(each, found.target.template, stages)
                 except ApiError as error:
-                    if not (error.is_forbidden or error.is_invalid):
+                    if not error.is_refused:
                         raise
                     said = f"the API server refuses that it is sent requests: {error.message}"
                     self._assigner.refuse(each.pod, conditions.REJECTED, said)

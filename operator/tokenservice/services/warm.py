@@ -17,7 +17,7 @@ from tokenservice.api import names
 from tokenservice.api.conditions import Verdict
 from tokenservice.api.meta import ControllerRevision, Pod, stamp, time_of
 from tokenservice.api.pools import WarmPool
-from tokenservice.api.v1alpha1 import TokenServiceStatus
+from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
 from tokenservice.handover import patches
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import Balance, State, balance
@@ -25,6 +25,7 @@ from tokenservice.handover.claim import Claim, claimed_at
 from tokenservice.handover.shape import PodSpec, difference
 from tokenservice.pods.failures import readiness
 from tokenservice.pods.manifests import Manifest
+from tokenservice.pods.refusal import RETRY_PASSING_SECONDS
 from tokenservice.services import revisions
 from tokenservice.services.revisions import Wanted
 from tokenservice.services.rollout import Step, staying
@@ -34,6 +35,8 @@ EMPTY = "Empty"
 """Why there is no warm pod: none waits."""
 COLD_SECONDS = 600.0
 """For so long no warm pod is given a revision that one could not be given: what ails it may pass, such as a hub."""
+
+_COLD_BYTES = 512
 
 PASSING_SECONDS = 1.0
 """For so long a service that was Ready is not said to start, while a claimed pod gets its model."""
@@ -265,15 +268,31 @@ def mark(cold: Cold) -> Manifest:
 def cold_until(said: Cold | None) -> datetime | None:
     """Until when a revision goes without warm pods; None if it need not."""
     at = time_of(said.at) if said else None
-    return at + timedelta(seconds=COLD_SECONDS) if at else None
+    return at + timedelta(seconds=_cold_seconds(said)) if said and at else None
+
+
+def lasting(said: Cold | None, service: TokenService, now: datetime) -> Cold | None:
+    """Why a revision goes without warm pods still: not for long, and not once something else is asked for."""
+    until = cold_until(said)
+    lasts = until is not None and until > now
+    return said if said and lasts and said.asked == revisions.asked(service) else None
+
+
+def refused(message: str, service: TokenService, now: datetime) -> Cold:
+    """Why a revision goes without warm pods of which the API server lets none be taken."""
+    said = reasons.cut(f"the API server refuses that one is taken out of its pool: {message}", _COLD_BYTES)
+    return Cold(reasons.REJECTED, said, stamp(now), asked=revisions.asked(service))
+
+
+def _cold_seconds(cold: Cold) -> float:
+    """What refuses a write can change at any time, unseen."""
+    return RETRY_PASSING_SECONDS if cold.reason == reasons.REJECTED else COLD_SECONDS
 
 
 def _said(snapshot: Snapshot, target: Wanted) -> Cold | None:
-    """Why the revision goes without warm pods still: not for long, and not once something else is asked for."""
+    """Why the revision goes without warm pods, as its annotation says."""
     said = _read(next((each for each in snapshot.revisions if each.metadata.name == target.name), None))
-    until = cold_until(said)
-    lasts = until is not None and until > snapshot.now
-    return said if said and lasts and said.asked == revisions.asked(snapshot.service) else None
+    return lasting(said, snapshot.service, snapshot.now)
 
 
 def _read(revision: ControllerRevision | None) -> Cold | None:
@@ -290,7 +309,9 @@ def _verdict(fits: Verdict | None, cold: Cold | None) -> Verdict | None:
     if fits is None or cold is None or fits[0] != "True":
         return fits
     said = f"a warm pod could not be given this revision's model: {cold.message}; annotate {names.ANNOTATION_RETRY}"
-    return "False", cold.reason, f"{said} to try again at once, else that is in {COLD_SECONDS / 60:g} minutes"
+    minutes = _cold_seconds(cold) / 60
+    soon = "a minute" if minutes == 1 else f"{minutes:g} minutes"
+    return "False", cold.reason, f"{said} to try again at once, else that is in {soon}"
 
 
 def _unusable(claims: Sequence[Claim], label: str, key_id: str) -> dict[str, str]:
@@ -331,7 +352,9 @@ def _cold(snapshot: Snapshot, failed: Mapping[str, str], outcomes: Mapping[str, 
         if outcome and outcome.kind == "unfit":
             continue
         reason = outcome.reason if outcome else reasons.LOAD_FAILED
-        return Cold(reason, reasons.cut(failed[uid], 512), stamp(snapshot.now), asked=revisions.asked(snapshot.service))
+        return Cold(
+            reason, reasons.cut(failed[uid], _COLD_BYTES), stamp(snapshot.now), asked=revisions.asked(snapshot.service)
+        )
     return None
 
 

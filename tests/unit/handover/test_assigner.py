@@ -211,6 +211,11 @@ async def test_a_pod_that_cannot_be_reached(world: World) -> None:
     assert "\n" not in found.message
 
 
+async def test_a_pod_that_cannot_be_reached_within_the_services_deadline(world: World) -> None:
+    world.assign(seconds=0.2)
+    assert (await world.outcome()).reason == UNREACHABLE, "and not that its model does not load"
+
+
 async def test_a_connection_that_lasted_for_long_and_broke_is_made_again(world: World) -> None:
     """A mesh that cuts what is silent for a minute, or a container that started again: models may load for longer."""
     server = Server(["break", "break", SERVES])  # the client itself tries twice

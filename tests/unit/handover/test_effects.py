@@ -100,7 +100,7 @@ async def test_a_pod_that_has_changed_is_looked_at_again() -> None:
     assert api.effects.free(as_pod(warm_raw("a")))
 
 
-@pytest.mark.parametrize("errors", [[GONE], [CONFLICT, GONE], [CONFLICT, ANOTHER]])
+@pytest.mark.parametrize("errors", [[GONE], [ANOTHER], [CONFLICT, GONE], [CONFLICT, ANOTHER]])
 async def test_a_pod_that_is_gone_is_not_tried_as_it_was(errors: list[Exception]) -> None:
     api = Api("a")
     api.errors = errors

@@ -18,6 +18,7 @@ from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.resources import PODS
+from tokenservice.pods.refusal import RETRY_PASSING_SECONDS
 from tokenservice.services import render
 from tokenservice.services.controller import LATER_SECONDS, PATIENCE_SECONDS
 from tokenservice.services.warm import COLD_SECONDS, PASSING_SECONDS
@@ -483,12 +484,40 @@ async def test_what_the_api_server_refuses(label: str, policy: str, code: int) -
     assert kubernetes.claims == []
     assert asked(cluster) == (0 if policy == "Required" else 2)
     assert len(kubernetes.waiting) >= 1, "the pool is not used up by it"
+    assert found.message.endswith("in a minute")
     cluster.refuses = None
     cluster.restarted()
-    later(cluster, COLD_SECONDS)
+    later(cluster, RETRY_PASSING_SECONDS)
     await cluster.reconcile()
     assert cluster.says("WarmPoolReady") == ("True", "Fits")
     assert bool(kubernetes.claims) == (policy == "Required")
+
+
+@pytest.mark.parametrize("label", [names.LABEL_DEPLOYMENT, names.LABEL_CLAIM], ids=["settles", "is adopted"])
+async def test_what_is_refused_later_holds_no_status_up(label: str) -> None:
+    cluster, kubernetes, name = await claimed(warm=1)
+    kubernetes.loaded()
+    await cluster.reconcile()
+    if label == names.LABEL_CLAIM:
+        orphaned(cluster)
+        cluster.restarted()
+    refusal = ApiError(403, "Forbidden", "policy hands-off denied the request")
+    cluster.refuses = lambda what, made: refusal if what is PODS and label in made["metadata"]["labels"] else None
+    refused = 0
+    for number in range(8):
+        scale(cluster, 2, rollout={"prePull": False, "progressDeadlineSeconds": 600 + number})
+        later(cluster)
+        kubernetes.controllers()
+        try:
+            await cluster.reconciler.reconcile(KEY)
+        except ApiError:
+            refused += 1
+    assert refused > 2, "it is tried again"
+    assert cluster.service.status.observed_generation == cluster.service.metadata.generation
+    assert name in kubernetes.claims
+    cluster.refuses = None
+    await settle(cluster, kubernetes)
+    assert (len(kubernetes.serving), kubernetes.claims) == (2, [])
 
 
 async def test_a_refusal_is_forgotten_with_its_time() -> None:
@@ -501,7 +530,7 @@ async def test_a_refusal_is_forgotten_with_its_time() -> None:
     await cluster.reconcile()
     assert cluster.says("WarmPoolReady") == ("False", "Rejected")
     cluster.refuses = None
-    later(cluster, COLD_SECONDS)
+    later(cluster, RETRY_PASSING_SECONDS)
     await cluster.reconcile()
     assert len(kubernetes.claims) == 1
 
