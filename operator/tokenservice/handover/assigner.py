@@ -57,10 +57,18 @@ class Outcome:
 
 @dataclass
 class _Silence:
-    """Since when a pod cannot be reached, by the clock, and why not; None while it can."""
+    """A pod that cannot be reached; times are the clock's."""
 
     since: float | None = None
+    """None while it can."""
     why: str = ""
+    trying: float | None = None
+    """When the try that is under way began; None between two."""
+
+    def lasts(self, now: float) -> bool:
+        """Whether there is no connection: a try that goes on for longer than connecting may take has one."""
+        connected = self.trying is not None and now - self.trying > CONNECT_SECONDS
+        return self.since is not None and not connected
 
     @property
     def outcome(self) -> Outcome:
@@ -152,12 +160,13 @@ class Assigner:
         except TimeoutError:
             said = f"its model did not load within {seconds:g} s"
             late = Outcome("refused", conditions.PROGRESS_DEADLINE_EXCEEDED, said)
-            outcome = late if silence.since is None else silence.outcome
+            outcome = silence.outcome if silence.lasts(self._clock()) else late
         self._outcomes[pod.metadata.uid] = outcome
 
     async def _until_answered(self, address: str, token: str, body: bytes, silence: _Silence) -> Outcome:
         tries = 0
         while True:
+            silence.trying = self._clock()
             try:
                 status, answer = await self._put(address, token, body)
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -171,6 +180,7 @@ class Assigner:
                 silence.since = None
                 if outcome := judge(status, answer):
                     return outcome
+            silence.trying = None
             await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
             tries += 1
 

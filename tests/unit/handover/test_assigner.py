@@ -216,6 +216,14 @@ async def test_a_pod_that_cannot_be_reached_within_the_services_deadline(world: 
     assert (await world.outcome()).reason == UNREACHABLE, "and not that its model does not load"
 
 
+async def test_a_model_that_does_not_load_in_time_in_a_pod_that_had_to_be_reached_first(world: World) -> None:
+    server = Server(["break", "break", "hang"])
+    server.on_ask = lambda: setattr(world, "now", world.now + 5)
+    async with listening(server, world.port):
+        world.assign(seconds=0.5)
+        assert (await world.outcome()).reason == conditions.PROGRESS_DEADLINE_EXCEEDED
+
+
 async def test_a_connection_that_lasted_for_long_and_broke_is_made_again(world: World) -> None:
     """A mesh that cuts what is silent for a minute, or a container that started again: models may load for longer."""
     server = Server(["break", "break", SERVES])  # the client itself tries twice
