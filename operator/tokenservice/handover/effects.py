@@ -146,11 +146,21 @@ class Effects:
         if wanted is None or not template_hash:
             return 0
         settled = 0
+        refused: ApiError | None = None
         for claim in claims[: max(0, wanted.spec.replicas - ready)]:
             patch = patches.settle(claim.pod, taker, template_hash)
-            if await self._patch(claim.pod, patch):
-                _log.info("settled", action="Pod", pod=claim.pod.metadata.name, replicaset=wanted.metadata.name)
-                settled += 1
+            try:
+                done = await self._patch(claim.pod, patch)
+            except ApiError as error:
+                if not error.is_refused:
+                    raise
+                refused = refused or error  # which is about one pod
+            else:
+                if done:
+                    _log.info("settled", action="Pod", pod=claim.pod.metadata.name, replicaset=wanted.metadata.name)
+                    settled += 1
+        if refused:
+            raise refused
         return settled
 
     async def adopt(self, taker: Taker, pod: Pod) -> None:

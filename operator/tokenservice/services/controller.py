@@ -20,7 +20,7 @@ from tokenservice.kube.events import EventRecorder, ObjectRef
 from tokenservice.kube.resources import CONDAENVIRONMENTS, TOKENSERVICES, WARMPOOLS
 from tokenservice.kube.status import numbers_wait, status_patch
 from tokenservice.pods.manifests import Manifest
-from tokenservice.pods.refusal import Refusal
+from tokenservice.pods.refusal import RETRY_PASSING_SECONDS, Refusal
 from tokenservice.pods.source import SchemaSource
 from tokenservice.runtime.controller import Result
 from tokenservice.runtime.logs import get_logger
@@ -162,15 +162,15 @@ class Reconciler:
             elif apply.child == "pool":
                 self._warm.changed(key)  # the answer is known now, and the watch has nothing to tell that is newer
         wrote = await self._effects.pull(key, found, memo) or wrote
-        if not isinstance(memo.children, Refusal):
-            wrote = await self._effects.go_cold(key, found, hand) or wrote
+        wrote = await self._effects.go_cold(key, found, hand) or wrote
         refused: ApiError | None = None
         try:
             wrote = await self._warm.hand_over(service, snapshot, found, hand) or wrote
         except ApiError as error:
             if not error.is_refused:
                 raise
-            refused, wrote = error, True  # what follows does not depend on it; it is tried again later
+            refused, wrote = error, True  # what follows does not depend on it
+            _log.warning("refused", error=error.message)
         if step.leftover:
             await self._effects.delete(CONDAENVIRONMENTS, key, step.leftover.metadata, "nothing runs from it any more")
         if step.unwanted:
@@ -190,17 +190,16 @@ class Reconciler:
             return Result(requeue_after=0.0)
         later = await self._write_status(key, service, step, hand)
         self._stages.told(key, (step.status or service.status).condition(conditions.PROGRESSING), found)
-        if refused:
-            raise refused
         newest = self._store.get(key)
         if newest is not None and _asks(newest) != _asks(service):
             # The answer to our own write brought a newer spec, which the watch then takes for known.
             return Result(requeue_after=0.0)
-        if step.applies or found.mark or found.again is not None or hand.acts:
+        acts = hand.acts and not refused  # what is refused stays to be done
+        if step.applies or found.mark or found.again is not None or acts:
             # Seen only after the first writes, of which no watch tells anything that is new.
             return Result(requeue_after=0.0)
-        waits = (each for each in (step.requeue_after, later) if each is not None)
-        return Result(requeue_after=min(waits, default=None))
+        waits = (step.requeue_after, later, RETRY_PASSING_SECONDS if refused else None)
+        return Result(requeue_after=min((each for each in waits if each is not None), default=None))
 
     def _picture(self, service: TokenService, memo: Memo) -> _Picture:
         namespace, name = service.metadata.namespace, service.metadata.name

@@ -153,6 +153,8 @@ class Effects:
         if hand.cold is None or found.target is None:
             return False
         name = found.target.name
+        if self._caches.revisions.get(key[0], name) is None:  # it could not be made
+            return False
         await self._patch_revision(key, name, warm.mark(hand.cold))
         reason, message = hand.cold.reason, hand.cold.message
         _log.warning("goes without warm pods", action=REVISIONS.kind, revision=name, reason=reason, error=message)

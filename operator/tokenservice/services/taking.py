@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -261,22 +262,33 @@ class WarmPods:
         return bool(hand.serve)
 
     async def hand_over(self, service: TokenService, snapshot: Snapshot, found: Step, hand: Hand) -> bool:
-        """What can wait: drops claims, and makes others the Deployment's. Returns whether anything was done."""
+        """What can wait: drops claims, and makes others the Deployment's. Returns whether anything was done.
+
+        Raises what the API server refuses once all the rest is done.
+        """
         metadata = service.metadata
         if metadata.deletion_timestamp or found.target is None:
             return False
-        for pod, why in hand.drop:
-            await self._effects.drop(pod, why)
-        taker = Taker(metadata.namespace, metadata.name, metadata.uid)
-        for pod in hand.adopt:
-            await self._effects.adopt(taker, pod)
-        settled = 0
+        effects, taker = self._effects, Taker(metadata.namespace, metadata.name, metadata.uid)
+        writes: list[Callable[[], Awaitable[int | None]]] = []
+        writes += [partial(effects.drop, pod, why) for pod, why in hand.drop]
+        writes += [partial(effects.adopt, taker, pod) for pod in hand.adopt]
         if hand.balance.settle:
             ready = warm.ready(snapshot, hand.revision)
-            settled = await self._effects.settle(taker, hand.balance.settle, hand.revision, ready)
-        for pod in hand.finish:
-            await self._effects.finish(taker, pod)
-        return bool(hand.drop or hand.adopt or settled or hand.finish)
+            writes.append(partial(effects.settle, taker, hand.balance.settle, hand.revision, ready))
+        writes += [partial(effects.finish, taker, pod) for pod in hand.finish]
+        refused: ApiError | None = None
+        wrote = False
+        for write in writes:
+            try:
+                wrote = await write() != 0 or wrote  # None: one pod
+            except ApiError as error:
+                if not error.is_refused:
+                    raise
+                refused = refused or error  # which is about one pod
+        if refused:
+            raise refused
+        return wrote
 
     # -- what is kept in mind
 

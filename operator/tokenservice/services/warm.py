@@ -20,7 +20,7 @@ from tokenservice.api.pools import WarmPool
 from tokenservice.api.v1alpha1 import TokenService, TokenServiceStatus
 from tokenservice.handover import patches
 from tokenservice.handover.assigner import Outcome
-from tokenservice.handover.balance import Balance, State, balance
+from tokenservice.handover.balance import SETTLE_SECONDS, Balance, State, balance
 from tokenservice.handover.claim import Claim, claimed_at
 from tokenservice.handover.shape import PodSpec, difference
 from tokenservice.pods.failures import readiness
@@ -190,7 +190,7 @@ def hand(
         ready=len(pods) - len(unready),
         unready=len(unready),
         cold=len(cold_pods),
-        settling=_replaced(cold_pods, [pod for pod in pods if _costs(pod) and readiness(pod)], snapshot.now),
+        settling=replaced(cold_pods, [pod for pod in pods if _costs(pod) and readiness(pod)], claims, snapshot.now),
         claims=claims,
         policy=policy,
         barred=cold is not None or before is not None or not (fits and fits[0] == "True"),
@@ -408,15 +408,26 @@ def _finished(snapshot: Snapshot, state: State) -> tuple[Pod, ...]:
     return found if counted and not questioned else ()
 
 
-def _replaced(cold: Sequence[Pod], handed: Sequence[Pod], now: datetime) -> int:
-    """How many of the cold pods are about to go, in whose places others were handed over: they were there before those
-    were claimed. What a rollout begins next comes after, and may come before anybody has looked.
+def replaced(cold: Sequence[Pod], handed: Sequence[Pod], claims: Sequence[Claim], now: datetime) -> int:
+    """How many of the cold pods are about to go, since others were handed over in their places. Pure.
+
+    They were there before those were claimed. What a rollout begins next comes after the hand-over, and may come
+    before anybody has looked. In the places of others that were there, claims are on their way.
+
+    Args:
+        cold: pods of the Deployment that have not started.
+        handed: those that came from a pool, and help to settle still.
+        claims: those that do not belong to the Deployment yet.
+        now: the time; of a pod whose times somebody has taken away.
+
     """
     if not handed:
         return 0
-    claimed = max(claimed_at(pod) or now for pod in handed)
-    old = sum(1 for pod in cold if (time_of(pod.metadata.creation_timestamp) or now) <= claimed)
-    return min(len(handed), old)
+    # The API server's times are to the second and by its own clock.
+    before = max(claimed_at(pod) or now for pod in handed) + timedelta(seconds=SETTLE_SECONDS / 2)
+    there = sum(1 for pod in cold if (time_of(pod.metadata.creation_timestamp) or now) <= before)
+    standing = sum(1 for claim in claims if claim.at <= before)
+    return min(len(handed), max(0, there - standing))
 
 
 def _costs(pod: Pod) -> bool:

@@ -184,6 +184,15 @@ async def test_a_replica_set_without_a_hash_takes_nothing_in() -> None:
     assert await api.effects.settle(TAKER, [claim("a", served=8)], "r1", 0) == 0
 
 
+async def test_one_that_may_not_settle_keeps_no_other_from_it() -> None:
+    api = Api("a", "b")
+    api.sets = [of_set(2)]
+    api.errors = [WRONG]
+    with pytest.raises(ApiError, match="spec: no"):
+        await api.effects.settle(TAKER, [claim("a", served=8), claim("b", served=8)], "r1", 0)
+    assert [pod.metadata.name for pod in api.told] == ["b"]
+
+
 async def test_one_that_is_gone_does_not_settle() -> None:
     api = Api("a", "b")
     api.sets = [of_set(2)]

@@ -16,6 +16,7 @@ from tokenservice.api import names
 from tokenservice.api.v1alpha1 import TokenServiceStatus
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.balance import HOLD_SECONDS, SETTLE_SECONDS
+from tokenservice.kube.client import Resource
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.resources import PODS
 from tokenservice.pods.refusal import RETRY_PASSING_SECONDS
@@ -493,31 +494,59 @@ async def test_what_the_api_server_refuses(label: str, policy: str, code: int) -
     assert bool(kubernetes.claims) == (policy == "Required")
 
 
+@pytest.mark.parametrize("code", [403, 422])
 @pytest.mark.parametrize("label", [names.LABEL_DEPLOYMENT, names.LABEL_CLAIM], ids=["settles", "is adopted"])
-async def test_what_is_refused_later_holds_no_status_up(label: str) -> None:
+async def test_what_is_refused_later_holds_nothing_up(label: str, code: int) -> None:
     cluster, kubernetes, name = await claimed(warm=1)
-    kubernetes.loaded()
-    await cluster.reconcile()
     if label == names.LABEL_CLAIM:
         orphaned(cluster)
         cluster.restarted()
-    refusal = ApiError(403, "Forbidden", "policy hands-off denied the request")
-    cluster.refuses = lambda what, made: refusal if what is PODS and label in made["metadata"]["labels"] else None
-    refused = 0
-    for number in range(8):
-        scale(cluster, 2, rollout={"prePull": False, "progressDeadlineSeconds": 600 + number})
+    else:
+        kubernetes.loaded()
+        await cluster.reconcile()
         later(cluster)
+        await cluster.reconcile()
         kubernetes.controllers()
-        try:
-            await cluster.reconciler.reconcile(KEY)
-        except ApiError:
-            refused += 1
-    assert refused > 2, "it is tried again"
-    assert cluster.service.status.observed_generation == cluster.service.metadata.generation
+    refusal = ApiError(code, "Forbidden" if code == 403 else "Invalid", "policy hands-off denied the request")
+    tried: list[str] = []
+
+    def refuses(what: Resource, made: dict[str, Any]) -> ApiError | None:
+        if what is not PODS or label not in made["metadata"]["labels"]:
+            return None
+        tried.append(made["metadata"]["name"])
+        return refusal
+
+    cluster.refuses = refuses
+    for number in range(3):
+        scale(cluster, 2, rollout={"prePull": False, "progressDeadlineSeconds": 600 + number})
+        await cluster.reconcile()
+        kubernetes.controllers()
+        assert cluster.service.status.observed_generation == cluster.service.metadata.generation
+        tried.clear()
+        again = (await cluster.reconciler.reconcile(KEY)).requeue_after
+        assert again is not None
+        assert 0.0 < again <= RETRY_PASSING_SECONDS
+        assert name in tried, "again, each time"
     assert name in kubernetes.claims
     cluster.refuses = None
+    kubernetes.loaded()
     await settle(cluster, kubernetes)
     assert (len(kubernetes.serving), kubernetes.claims) == (2, [])
+
+
+async def test_a_refused_child_does_not_use_the_pool_up() -> None:
+    """Its model does not load, and a policy lets no Deployment be made: what was found out is kept all the same."""
+    cluster = Cluster(replicas=0)
+    kubernetes = Kubernetes(cluster)
+    kubernetes.pool()
+    kubernetes.warm(4)
+    cluster.refusals["deployments"] = ApiError(403, "Forbidden", "no Deployments here")
+    scale(cluster, 1)
+    for _ in range(4):
+        await cluster.reconciler.reconcile(KEY)
+        kubernetes.came(Outcome("refused", "LoadFailed", "no config.json"))
+    assert (kubernetes.claims, len(kubernetes.waiting)) == ([], 3)
+    assert cluster.says("Ready") == ("False", "Rejected")
 
 
 async def test_a_refusal_is_forgotten_with_its_time() -> None:

@@ -17,7 +17,7 @@ from tokenservice.handover.claim import Claim
 from tokenservice.runtime.metrics import MISSES
 from tokenservice.services import revisions, rollout
 from tokenservice.services.snapshot import Snapshot
-from tokenservice.services.warm import COLD_SECONDS, EMPTY, Cold, Hand, Pooled, fit, hand, mark
+from tokenservice.services.warm import COLD_SECONDS, EMPTY, Cold, Hand, Pooled, fit, hand, mark, replaced
 
 from tests.unit.pools.builders import warm_pool
 from tests.unit.services.builders import NOW, UID, children, deployment, pod, revision, running, service, snapshot
@@ -330,3 +330,32 @@ def test_when_it_is_worked_out_anew() -> None:
     assert not known.same(Pooled("nlp", None, None))
     assert not known.same(pooled())
     assert not known.same(Pooled("other", known.pool, known.spec))
+
+
+MADE: dict[str, tuple[list[float], list[float], list[float], int]] = {
+    # seconds ago: cold pods were made, handed-over ones were claimed, claims were made; how many cold ones are to go
+    "none was handed over": ([9], [], [9], 0),
+    "it is about to go": ([9], [8], [], 1),
+    "it is gone": ([], [8], [], 0),
+    "it is gone, and the next one is there": ([1], [8], [], 0),
+    "it is there, and so is the next one": ([9, 1], [8], [], 1),
+    "the other's claim is on its way": ([9], [8], [8], 0),
+    "two of two are about to go": ([9, 9], [8, 8], [], 2),
+    "one of two is gone, and the next one is there": ([9, 1], [8], [8], 0),
+    "the API server's clock is ahead": ([7], [8], [], 1),
+}
+
+
+@pytest.mark.parametrize(("made", "handed", "claims", "expected"), MADE.values(), ids=MADE)
+def test_cold_pods_that_are_about_to_go(
+    made: list[float], handed: list[float], claims: list[float], expected: int
+) -> None:
+    def ago(seconds: float) -> str:
+        return stamp(NOW - timedelta(seconds=seconds))
+
+    cold = [pod(f"cold-{number}", created=ago(seconds)) for number, seconds in enumerate(made)]
+    warm = [pod(f"nlp-{number}") for number, _ in enumerate(handed)]
+    for each, seconds in zip(warm, handed, strict=True):
+        each.metadata.annotations[names.ANNOTATION_CLAIMED_AT] = ago(seconds)
+    mine = [replace(claimed(f"nlp-c{number}"), at=NOW - timedelta(seconds=at)) for number, at in enumerate(claims)]
+    assert replaced(cold, warm, mine, NOW) == expected
