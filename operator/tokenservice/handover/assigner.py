@@ -66,9 +66,18 @@ class _Silence:
     """When the try that is under way began; None between two."""
 
     def lasts(self, now: float) -> bool:
-        """Whether there is no connection: a try that goes on for longer than connecting may take has one."""
-        connected = self.trying is not None and now - self.trying > CONNECT_SECONDS
-        return self.since is not None and not connected
+        """Whether there is no connection, and was none."""
+        return self.since is not None and not self._connected(now)
+
+    def goes_on(self, now: float, error: Exception) -> None:
+        """A try has come to nothing; it may have had a connection, which somebody cut."""
+        if self.since is None or self._connected(now):
+            self.since = now
+        self.why, self.trying = first_line(str(error)) or type(error).__name__, None
+
+    def _connected(self, now: float) -> bool:
+        """Whether the try that is under way has a connection: it goes on for longer than connecting can take."""
+        return self.trying is not None and now - self.trying > CONNECT_SECONDS + 1.0
 
     @property
     def outcome(self) -> Outcome:
@@ -171,16 +180,13 @@ class Assigner:
                 status, answer = await self._put(address, token, body)
             except (aiohttp.ClientError, TimeoutError) as error:
                 now = self._clock()
-                if silence.since is None:  # a connection may have lasted for long, and ended
-                    silence.since = now
-                silence.why = first_line(str(error)) or type(error).__name__
-                if now - silence.since >= REACH_SECONDS:
+                silence.goes_on(now, error)
+                if silence.since is not None and now - silence.since >= REACH_SECONDS:
                     return silence.outcome
             else:
-                silence.since = None
+                silence.since = silence.trying = None
                 if outcome := judge(status, answer):
                     return outcome
-            silence.trying = None
             await asyncio.sleep(PAUSES[min(tries, len(PAUSES) - 1)])
             tries += 1
 

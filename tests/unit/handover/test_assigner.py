@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from token_server.assignment import believed
 from tokenservice.api import conditions
 from tokenservice.api.meta import Pod
 from tokenservice.handover import assigner, tokens
-from tokenservice.handover.assigner import REACH_SECONDS, Assigner, Outcome, judge, url
+from tokenservice.handover.assigner import CONNECT_SECONDS, REACH_SECONDS, Assigner, Outcome, judge, url
 from tokenservice.runtime.metrics import MISSES
 
 from tests.unit.handover.builders import as_pod, claimed_raw
@@ -211,6 +212,18 @@ async def test_a_pod_that_cannot_be_reached(world: World) -> None:
     assert "\n" not in found.message
 
 
+async def test_a_pod_whose_packets_are_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try takes as long as connecting may."""
+
+    async def dropped(*_: object) -> tuple[int, bytes]:
+        world.now += CONNECT_SECONDS + 0.1
+        raise aiohttp.ConnectionTimeoutError
+
+    monkeypatch.setattr(world.assigner, "_put", dropped)
+    world.assign()
+    assert (await world.outcome()).reason == UNREACHABLE
+
+
 async def test_a_pod_that_cannot_be_reached_within_the_services_deadline(world: World) -> None:
     world.assign(seconds=0.2)
     assert (await world.outcome()).reason == UNREACHABLE, "and not that its model does not load"
@@ -241,9 +254,17 @@ async def test_one_that_answers_now_and_then_is_reached(world: World) -> None:
         assert (await world.outcome()).kind == "serves"
 
 
-async def test_one_that_breaks_every_time_is_given_up(world: World) -> None:
+async def test_connections_that_are_cut_once_a_minute_are_connections(world: World) -> None:
+    server = Server([*["break"] * 12, SERVES])
+    server.on_ask = lambda: setattr(world, "now", world.now + 30)
+    async with listening(server, world.port):
+        world.assign()
+        assert (await world.outcome()).kind == "serves"
+
+
+async def test_one_that_breaks_at_once_every_time_is_given_up(world: World) -> None:
     server = Server(["break"])
-    server.on_ask = lambda: setattr(world, "now", world.now + 20)
+    server.on_ask = lambda: setattr(world, "now", world.now + 0.9)
     async with listening(server, world.port):
         world.assign()
         assert (await world.outcome()).reason == UNREACHABLE
