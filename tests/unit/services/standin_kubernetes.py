@@ -31,6 +31,8 @@ class Kubernetes:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.number = 0
+        self.surge = 1
+        """Of rolling updates."""
         self.deleted: list[str] = []
         """Pods that the ReplicaSets have deleted."""
 
@@ -132,7 +134,7 @@ class Kubernetes:
     # -- controllers
 
     def deployment(self) -> None:
-        """The Deployment's controller: a rolling update with a surge of one, and what it says of it."""
+        """The Deployment's controller: a rolling update, and what it says of it."""
         raw = self.cluster.objects["deployments", "demo"]
         template, wanted = raw["spec"]["template"], raw["spec"]["replicas"]
         newest = template["metadata"]["labels"][names.LABEL_REVISION]
@@ -150,7 +152,7 @@ class Kubernetes:
         for each in old:
             each["spec"]["replicas"] = min(each["spec"]["replicas"], max(0, wanted - ready))
         beside = sum(each["spec"]["replicas"] for each in old)
-        sets[newest]["spec"]["replicas"] = min(wanted, wanted + 1 - beside) if beside else wanted
+        sets[newest]["spec"]["replicas"] = min(wanted, wanted + self.surge - beside) if beside else wanted
         self.tell()
 
     def tell(self) -> None:

@@ -924,6 +924,29 @@ async def test_the_next_new_pod_of_a_rollout_may_be_there_before_a_look_at_the_l
     assert (len(kubernetes.claims), kubernetes.waiting) == (1, [])
 
 
+async def test_the_next_new_pod_while_another_ones_warm_pod_loads() -> None:
+    cluster, kubernetes = await serving(4)
+    kubernetes.surge = 2
+    kubernetes.pool(image="new:2")
+    kubernetes.warm(3)
+    scale(cluster, 4, **NEW)
+    await cluster.reconcile()
+    kubernetes.controllers()
+    await cluster.reconcile()
+    fast, _ = kubernetes.claims
+    kubernetes.loaded(f"uid of {fast}")
+    await cluster.reconcile()
+    later(cluster)
+    await cluster.reconcile()
+    assert (fast in kubernetes.claims, len(kubernetes.waiting)) == (False, 1)
+    for _ in range(2):
+        kubernetes.replica_sets()
+        kubernetes.deployment()
+    kubernetes.replica_sets()
+    await cluster.reconcile()
+    assert (len(kubernetes.claims), kubernetes.waiting) == (2, [])
+
+
 # -- in any order
 
 
@@ -1014,6 +1037,7 @@ HAPPENS = (
 async def test_whatever_happens_all_is_as_asked_for_in_the_end(seed: int, policy: str, rolls: bool) -> None:
     cluster, kubernetes = await serving(2, policy, warm=2)
     life = Life(seed, cluster, kubernetes, policy)
+    kubernetes.surge = life.random.choice([1, 2, 3])
     changes = ("edit", "lose", "crash", "fail", *(("change",) if rolls else ()))
     for _ in range(40):
         await life.happens(life.random.choice((*HAPPENS, *HAPPENS, *changes)))
