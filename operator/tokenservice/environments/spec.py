@@ -86,7 +86,7 @@ def canonical(environment: Mapping[str, Any], *, lines: Lines | None = None) -> 
     document = {
         "name": reader.name(name),
         "channels": reader.channels(environment.get("channels")),
-        "dependencies": reader.dependencies(environment.get("dependencies")),
+        "dependencies": reader.dependencies(environment.get("dependencies"), locked=bool(environment.get("lock"))),
         "variables": reader.variables(environment.get("variables")),
     }
     reader.rebuild(environment.get("rebuild"))
@@ -160,7 +160,10 @@ class _Reader:
         # `nodefaults` only keeps conda from adding `defaults`, which nobody adds here.
         return [item for item in kept if item != "nodefaults"] or ["defaults"]
 
-    def dependencies(self, value: Any) -> list[Any]:
+    def dependencies(self, value: Any, *, locked: bool) -> list[Any]:
+        """locked: a lock is given, which says it all."""
+        if value is None and locked:
+            return []
         if not isinstance(value, list):
             if value is None:
                 self.add(("dependencies",), "is missing: name at least python, as in `- python=3.11`")

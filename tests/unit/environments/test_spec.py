@@ -158,6 +158,13 @@ def test_the_hash_is_that_of_version_1() -> None:
     assert canonical(BASE).hash == "sha256:08c94d3102ecee00acb9c4b66d4f50de495e90f50780177241cf8bf3d49df88c"
 
 
+def test_a_lock_needs_nothing_beside_it() -> None:
+    found = canonical({"lock": "registry.example.com/team/environments@sha256:" + "1" * 64, "variables": {"A": "b"}})
+    assert (found.document["dependencies"], found.variables) == ([], {"A": "b"})
+    with pytest.raises(InvalidEnvironment, match="must be a list"):
+        canonical({"lock": "registry.example.com/team/locks:v7", "dependencies": "python"})
+
+
 REFUSED = [
     ("chanels: []\ndependencies: [a]\n", "line 1: chanels is no key of an environment; did you mean 'channels'?"),
     ("dependencies: [a]\ncolour: red\n", "line 2: colour is no key of an environment; known are name, channels,"),
