@@ -89,6 +89,8 @@ def test_the_official_client_is_served(ask: openai.OpenAI) -> None:
     assert words.choices[0].text
     again = ask.completions.create(model="tiny", prompt="Once upon a time", max_tokens=12, temperature=0)
     assert again.choices[0].text == words.choices[0].text, "without a temperature, the model decides alone"
+    cold = ask.completions.create(model="tiny", prompt="Once upon a time", max_tokens=12, temperature=1e-40)
+    assert cold.choices[0].text == words.choices[0].text, "what is as good as none is none"
 
     pieces = list(
         ask.completions.create(model="tiny", prompt="Once upon a time", max_tokens=12, temperature=0, stream=True)

@@ -239,6 +239,61 @@ async def test_an_engine_that_fails(
     assert (await client.post("/v1/chat/completions", json=HELLO)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("failure", "lost"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("expected scalar type Half"), False),
+        (ValueError("CUDA error"), False),
+    ],
+)
+async def test_a_gpu_that_is_lost_is_told(
+    service: Service, client: httpx.AsyncClient, engine: Any, failure: Exception, lost: bool
+) -> None:
+    told: list[str] = []
+    service.on_lost = told.append
+    engine.failure = failure
+    assert (await client.post("/v1/completions", json=PROMPT)).status_code == 500
+    assert [each.startswith("the GPU is lost to this process: RuntimeError at ") for each in told] == [True] * lost
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {**PROMPT, "prompt": "x" * 25601}, "prompt"),
+        ("/v1/chat/completions", {**HELLO, "messages": [{"role": "user", "content": "x" * 12801}] * 2}, "messages"),
+    ],
+)
+async def test_what_cannot_fit_is_not_tokenized(
+    client: httpx.AsyncClient, engine: Any, path: str, body: dict[str, Any], param: str
+) -> None:
+    engine.encode = None
+    answer = await client.post(path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
+    assert "characters" in error["message"]
+
+
+async def test_a_token_that_the_model_has_no_place_for(client: httpx.AsyncClient, engine: Any) -> None:
+    engine.encode = lambda _: [1, 257]
+    answer = await client.post("/v1/completions", json=PROMPT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    assert "token 257 is outside the vocabulary of 257" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("where", ["prompt", "model", "unknown"])
+async def test_half_a_character(client: httpx.AsyncClient, where: str) -> None:
+    text = json.dumps({**PROMPT, where: "abc HALF"})
+    headers = {"Content-Type": "application/json"}
+    answer = await client.post("/v1/completions", content=text.replace("HALF", r"\ud83d"), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    whole = await client.post("/v1/completions", content=text.replace("HALF", r"\ud83d\ude42"), headers=headers)
+    assert whole.status_code == {"prompt": 200, "model": 404, "unknown": 400}[where]
+    assert "half of a character" not in whole.text
+
+
 async def test_keys(settings: Settings, engine: Any, tmp_path: Path) -> None:
     (tmp_path / "alice").write_text("key-1\n")
     service = Service(dataclasses.replace(settings, api_keys_dir=str(tmp_path)), Lifecycle(), Metrics())

@@ -63,6 +63,27 @@ def test_a_space_that_tokenizers_drop_at_the_start_is_kept_between_words() -> No
     assert [detokenizer.add(token) for token in range(3)] == ["Hello", " my", " world"]
 
 
+def test_what_goes_on_a_text_keeps_the_space_between_them() -> None:
+    words = ["▁France", "▁is", "▁Paris", "▁▁"]
+    decode = lambda tokens: "".join(words[token] for token in tokens).replace("▁", " ").removeprefix(" ")  # noqa: E731
+    detokenizer = Detokenizer(decode, before=[0, 1] * 9)
+    assert detokenizer.add(2) + detokenizer.add(3) + detokenizer.flush() == " Paris  "
+
+
+@given(TEXTS, TEXTS, st.lists(st.integers(0, 200), max_size=40))
+def test_whatever_it_goes_on_a_text_arrives_whole(before: str, text: str, places: list[int]) -> None:
+    pieces = cut(before.encode(), places)
+    vocabulary = Vocabulary([*pieces, *cut(text.encode(), places)])
+    detokenizer = Detokenizer(vocabulary.decode, before=range(len(pieces)))
+    found = "".join(map(detokenizer.add, range(len(pieces), len(vocabulary.pieces)))) + detokenizer.flush()
+    assert found == text
+
+
+def test_a_prompt_that_ends_within_a_character() -> None:
+    detokenizer = Detokenizer(lambda tokens: bytes(tokens).decode("utf-8", "replace"), before=[0x61, 0xC3])
+    assert "".join(map(detokenizer.add, b"bcd")) == "bcd"
+
+
 def naive_stop(text: str, stops: list[str]) -> tuple[str, bool]:
     """Character by character: the text before the first stop string that is complete."""
     for end in range(1, len(text) + 1):

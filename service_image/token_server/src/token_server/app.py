@@ -19,7 +19,16 @@ from starlette.routing import Route
 from token_server import __version__
 from token_server.auth import ApiKeys
 from token_server.engine import Engine, Message, PromptError
-from token_server.errors import ApiError, bad_value, internal, loading, stopping, unknown_model, wrong_key
+from token_server.errors import (
+    ApiError,
+    bad_value,
+    internal,
+    loading,
+    stopping,
+    too_many_characters,
+    unknown_model,
+    wrong_key,
+)
 from token_server.generation import End, Event, Generator, Piece, Turn
 from token_server.lifecycle import Lifecycle, Phase
 from token_server.limiter import Limiter
@@ -31,6 +40,7 @@ from token_server.streaming import ClientGoneError, EventStream, Receive, Scope,
 from token_server.verify import SingleFlight, verification
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+MOST_CHARACTERS = 256  # of a token; the longest of known vocabularies are runs of 128 blanks
 CLIENT_GONE = 499  # nginx's number for it; nobody reads it but the log
 # A kubelet asks again a second after it asked: without the wait a pod would be Ready half a second late, on average.
 # Less than a probe's default timeout of a second.
@@ -46,6 +56,8 @@ class Service:
         self.metrics = metrics
         self.keys = ApiKeys(settings.api_keys_dir) if settings.api_keys_dir else None
         self.created = int(time.time())
+        self.on_lost: Callable[[str], None] = lambda _: None
+        """Is told, in words, that no request can be answered any more."""
         self._limiter = Limiter(settings.max_concurrency, settings.max_queue)
         self._loaded: Optional[tuple[Engine, Generator]] = None
         self._start: dict[str, Any] = {}
@@ -147,7 +159,9 @@ class Service:
         prompt = await asyncio.get_running_loop().run_in_executor(None, encoding, engine, request)
         budget = token_budget(request, len(prompt), engine.context_length, engine.default_max_tokens)
         context.update(prompt_tokens=len(prompt), max_tokens=budget)
-        source = generator.run(turn, prompt, request.sampling(budget), request.stop, context["arrived"])
+        source = generator.run(
+            turn, prompt, request.sampling(budget), request.stop, context["arrived"], goes_on=not request.chat
+        )
         return self._events(source, context)
 
     async def _events(
@@ -163,6 +177,8 @@ class Service:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the engine raises, the client gets an answer
             log("generation failed", level="error", request_id=context["id"], error=describe(error))
+            if lost_device(error):
+                self.on_lost(f"the GPU is lost to this process: {describe(error)}")
             raise internal() from None
         finally:
             await source.aclose()
@@ -211,20 +227,31 @@ def encode(engine: Engine, request: Request) -> list[int]:
     """The prompt's tokens. Raises ApiError (400) for token ids or messages that the model does not know."""
     prompt = request.prompt
     if isinstance(prompt, str):
+        _check_length(engine, request, len(prompt))
         tokens = engine.encode(prompt)
     elif request.chat:
+        turns = [part for part in prompt if isinstance(part, Message)]
+        _check_length(engine, request, sum(len(turn.content) for turn in turns))
         try:
-            tokens = engine.encode_chat([part for part in prompt if isinstance(part, Message)])
+            tokens = engine.encode_chat(turns)
         except PromptError as error:
             raise bad_value("messages", str(error)) from None
     else:
         tokens = [part for part in prompt if isinstance(part, int)]
-        unknown = [token for token in tokens if token >= engine.vocabulary_size]
-        if unknown:
-            raise bad_value("prompt", f"token {unknown[0]} is outside the vocabulary of {engine.vocabulary_size}.")
+    # A tokenizer may know tokens that the model has no place for; on a GPU such a one would break all that follows.
+    unknown = [token for token in tokens if token >= engine.vocabulary_size]
+    if unknown:
+        said = f"token {unknown[0]} is outside the vocabulary of {engine.vocabulary_size}."
+        raise bad_value(request.prompt_field, said)
     if not tokens:
         raise bad_value(request.prompt_field, "it has no tokens.")
     return tokens
+
+
+def _check_length(engine: Engine, request: Request, characters: int) -> None:
+    """Refuses what cannot fit before it is tokenized, which takes seconds for megabytes. Raises ApiError (400)."""
+    if characters > engine.context_length * MOST_CHARACTERS:
+        raise too_many_characters(request.prompt_field, engine.context_length, characters)
 
 
 def encode_any(engine: Engine, request: Request) -> list[int]:
@@ -242,6 +269,15 @@ def describe(error: BaseException) -> str:
         f"{place.filename.rsplit('/', 1)[-1]}:{place.lineno} {place.name}" for place in reversed(frames)
     )
     return f"{type(error).__name__} at {places}"
+
+
+def lost_device(error: BaseException) -> bool:
+    """Whether CUDA says what it then says to every call of the process, such as after a failed assertion in a kernel.
+
+    Out of memory is no such error. (CUDA Runtime API, "sticky" errors.)
+    """
+    text = str(error)
+    return isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
 
 
 def make_app(service: Service) -> Callable[[Scope, Receive, Send], Any]:

@@ -55,7 +55,7 @@ class Engine(Protocol):
         """Tokens of a conversation, ready for the assistant's turn. Raises PromptError."""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text without special tokens; bytes that are no complete character appear as U+FFFD."""
+        """Text without special tokens and those that end an answer; incomplete characters appear as U+FFFD."""
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, on_token: OnToken) -> FinishReason:
         """Blocks until the answer ends; why it ended, unless on_token stopped it (then either value)."""

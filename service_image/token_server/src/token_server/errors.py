@@ -62,6 +62,12 @@ def too_long(param: str, context: int, prompt: int, completion: int) -> ApiError
     return ApiError(400, message, code="context_length_exceeded", param=param)
 
 
+def too_many_characters(param: str, context: int, characters: int) -> ApiError:
+    """What cannot fit, whatever its tokens are."""
+    message = f"This model's maximum context length is {context} tokens. The {param} has {characters} characters."
+    return ApiError(400, message, code="context_length_exceeded", param=param)
+
+
 def loading() -> ApiError:
     return ApiError(503, "The model is still loading.", code="model_loading", kind="server_error", retry_after=1)
 

@@ -45,6 +45,7 @@ class TokenSink:
     """Takes tokens in the generation's thread; says when to stop and passes text on.
 
     `stopped` tells that a stop string ended the answer; `count` counts tokens, the end-of-sequence token included.
+    `before`: the tokens of a prompt whose text the answer goes on.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class TokenSink:
         stops: Sequence[str],
         emit: Callable[[Piece], None],
         cancelled: threading.Event,
+        before: Sequence[int] = (),
     ) -> None:
-        self._text = Detokenizer(decode)
+        self._text = Detokenizer(decode, before)
         self._stop = StopMatcher(stops)
         self._emit = emit
         self._cancelled = cancelled
@@ -112,10 +114,18 @@ class Generator:
             self._limiter.leave(turn.ready)
 
     async def run(
-        self, turn: Turn, prompt: Sequence[int], sampling: Sampling, stops: Sequence[str], arrived: float
+        self,
+        turn: Turn,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        stops: Sequence[str],
+        arrived: float,
+        *,
+        goes_on: bool = False,
     ) -> AsyncGenerator[Event, None]:
         """Pieces of text, then one End. Closing the iterator stops the generation; the slot is free once it has.
 
+        `goes_on`: whether the answer goes on the prompt's text, as a completion does; a chat's is a text of its own.
         `arrived` is time.perf_counter() at the request's arrival. Raises ApiError (503) after `abort`, and whatever
         the engine raises.
         """
@@ -135,7 +145,7 @@ class Generator:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         def work() -> None:
-            sink = TokenSink(self._engine.decode, stops, post, cancelled)
+            sink = TokenSink(self._engine.decode, stops, post, cancelled, prompt if goes_on else ())
 
             def on_token(token: int) -> bool:
                 if sink.count == 0:

@@ -96,6 +96,7 @@ class Run:
         self.lifecycle = Lifecycle()
         self.metrics = Metrics()
         self.service = Service(settings, self.lifecycle, self.metrics)
+        self.service.on_lost = fail  # the container starts again, and the model with it
         self._engines = engines
         self._start = Start()
         self._handover: Optional[Handover] = None

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 NEVER = float("-inf")
+GREEDY = 1e-5  # temperatures below it choose the likeliest; divided by them, logits could overflow
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Sampler(transformers.LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         logits = self._penalised(scores[0].float(), input_ids[0, self._prompt_length :])
-        token = int(logits.argmax()) if self._choice.temperature == 0 else self._sampled(logits)
+        token = int(logits.argmax()) if self._choice.temperature < GREEDY else self._sampled(logits)
         chosen = torch.full_like(scores, NEVER)
         chosen[0, token] = 0.0
         return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Callable, MutableMapping, Optional, TypeVar
 
@@ -18,6 +19,7 @@ Result = TypeVar("Result")
 
 # The longest context is some megabytes of text; a larger body is a mistake or an attack.
 MOST_BODY_BYTES = 32 * 1024 * 1024
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # in pairs it is a character, such as an emoji
 DONE = b"data: [DONE]\n\n"
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -54,10 +56,24 @@ async def read_json(receive: Receive, most_bytes: Optional[int] = None) -> Any:
             raise ApiError(413, f"The body is larger than {most_bytes // 1024} KiB.", code="request_too_large")
         if not message.get("more_body", False):
             break
+    body = b"".join(parts)
     try:
-        return json.loads(b"".join(parts))
+        found = json.loads(body)
     except (ValueError, RecursionError):
         raise ApiError(400, "The body is not valid JSON.", code="invalid_json") from None
+    if _SURROGATE.search(body) and not _encodes(found):
+        problem = "The body has half of a character (a lone surrogate, such as \\ud83d): send whole characters."
+        raise ApiError(400, problem, code="invalid_value")
+    return found
+
+
+def _encodes(data: Any) -> bool:
+    """Whether all text in it is whole characters."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 async def _gone(receive: Receive) -> None:

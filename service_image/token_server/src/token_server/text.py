@@ -9,6 +9,7 @@ REPLACEMENT = "�"
 # A character has at most 4 bytes, so at most 3 tokens wait for its end. Text that still ends in U+FFFD after twice as
 # many is what the model said, not a character under way.
 MOST_HELD = 8
+MOST_BEFORE = 6  # tokens; a few are enough for how the next one is written
 
 
 class Detokenizer:
@@ -17,13 +18,17 @@ class Detokenizer:
     Tokens are decoded together with those of the piece before, since many tokenizers write a token differently at the
     start of a text (the algorithm of text-generation-inference and vLLM). A piece that ends in the middle of a
     character is held back until its other bytes have come.
+
+    before: tokens of a text that these go on; of them nothing is given out.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._tokens: list[int] = []
+        self._tokens = list(before[-MOST_BEFORE:])
+        if self._tokens and decode(self._tokens).endswith(REPLACEMENT):
+            self._tokens = []  # it ends within a character, which would be taken for a part of the first piece
         self._context = 0  # where the piece before begins
-        self._read = 0  # up to here the text was given out
+        self._read = len(self._tokens)  # up to here the text was given out
 
     def add(self, token: int) -> str:
         """The text that is certain now; often a word, sometimes empty."""

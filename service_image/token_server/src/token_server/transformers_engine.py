@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Optional
 
@@ -76,6 +76,9 @@ class TransformersEngine:
         self.context_length = min(max_context or NO_LIMIT, context_length(model.config, tokenizer))
         self.vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         self._defaults = model.generation_config
+        # A cache that is the model's own would be written by all requests that run side by side.
+        shared = own_cache(self._defaults) and version() < (4, 56)
+        self._turn: AbstractContextManager[Any] = threading.Lock() if shared else nullcontext()
         self.default_max_tokens: Optional[int] = self._defaults.max_new_tokens
         self._ends = frozenset(_as_list(self._defaults.eos_token_id) or _as_list(tokenizer.eos_token_id))
         # An assistant's turn in a chat ends with the tokenizer's mark even where the configuration knows another.
@@ -98,23 +101,24 @@ class TransformersEngine:
             return [int(token) for token in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def decode(self, tokens: Sequence[int]) -> str:
+        # What ends an answer is no part of it, also where the tokenizer does not mark it as special.
+        said = [token for token in tokens if token not in self._ends]
         with self._lock:
-            return str(
-                self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            )
+            return str(self._tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, on_token: OnToken) -> FinishReason:
         stream = _Stream(on_token)
         sampler = Sampler(self._choice(sampling), len(prompt), self._model.device)
         input_ids = torch.tensor([list(prompt)], dtype=torch.long, device=self._model.device)
-        self._model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            generation_config=self._config(sampling.max_tokens),
-            logits_processor=transformers.LogitsProcessorList([sampler]),
-            stopping_criteria=transformers.StoppingCriteriaList([_Stop(stream)]),
-            streamer=stream,
-        )
+        with self._turn:
+            self._model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                generation_config=self._config(sampling.max_tokens),
+                logits_processor=transformers.LogitsProcessorList([sampler]),
+                stopping_criteria=transformers.StoppingCriteriaList([_Stop(stream)]),
+                streamer=stream,
+            )
         return "stop" if stream.last in self._ends else "length"
 
     def _config(self, max_tokens: int) -> Any:
@@ -127,6 +131,8 @@ class TransformersEngine:
         config.do_sample, config.num_beams = False, 1
         config.max_new_tokens, config.max_length = max_tokens, neutral.max_length
         config.min_length, config.min_new_tokens = 0, None
+        if own_cache(self._defaults) and version() >= (4, 56):
+            config.cache_implementation = None  # a cache for each request, which knows of sliding windows since then
         config.eos_token_id = sorted(self._ends) or None
         if config.pad_token_id is None:
             config.pad_token_id = min(self._ends, default=0)
@@ -263,7 +269,17 @@ def missing_weights(model: Any, info: Any) -> list[str]:
     return sorted({name for name, _ in model.named_parameters()} & set(info["missing_keys"]))
 
 
+def own_cache(config: Any) -> bool:
+    """Whether transformers is to keep one cache on the model (`cache_implementation`: hybrid, static)."""
+    return getattr(config, "cache_implementation", None) is not None
+
+
+def version() -> tuple[int, int]:
+    """transformers' own, major and minor."""
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return major, minor
+
+
 def dtype_argument() -> str:
     """transformers renamed `torch_dtype` to `dtype` in 4.56."""
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+    return "dtype" if version() >= (4, 56) else "torch_dtype"
