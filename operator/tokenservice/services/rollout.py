@@ -36,6 +36,8 @@ from tokenservice.services.revisions import STABLE_SECONDS, Failed, Wanted
 from tokenservice.services.snapshot import Snapshot
 from tokenservice.services.verify import Answer, restarts
 
+MANY_DEATHS = 3
+"""Of a server that was started again less often, the last end may have been a mishap."""
 _AVAILABLE = "NewReplicaSetAvailable"
 """The Deployment controller's reason for a rollout that has come to its end once."""
 _NO_DEADLINE = frozenset({_AVAILABLE, reasons.PROGRESS_DEADLINE_EXCEEDED, "DeploymentPaused"})
@@ -300,13 +302,18 @@ def _deadline(snapshot: Snapshot, pod: Pod, since: datetime | None) -> datetime 
     It has none once the pods of a revision were there, for a revision that it has given up before, and while it is
     held; and a pod that is Ready again and again, and dies each time, is progress to it.
 
+    One that has died once or twice, or has given a token and is not Ready for a while, has as long again from then.
+
     since: when the revision was asked for.
     """
     progress = _progress(snapshot.deployment)
     if progress is None or not (progress.reason in _NO_DEADLINE or restarts(pod)):
         return None
     there = time_of(progress.last_update_time) if progress.reason == _AVAILABLE else None
-    known = [when for when in (since, there, time_of(pod.metadata.creation_timestamp), served_at(pod)) if when]
+    died = _died_at(pod) if restarts(pod) < MANY_DEATHS else None
+    fell = _unready_since(pod) if _passed(pod, snapshot.answers) else None
+    moments = (since, there, time_of(pod.metadata.creation_timestamp), served_at(pod), died, fell)
+    known = [when for when in moments if when]
     seconds = snapshot.service.spec.rollout.progress_deadline_seconds
     return max(known) + timedelta(seconds=seconds) if known else None
 
@@ -368,6 +375,17 @@ def _ready_since(pod: Pod) -> datetime | None:
         return None
     ready = time_of(found.last_transition_time) or _LONG_AGO
     return max(ready, served) if served else ready  # a warm pod is Ready before it has a model
+
+
+def _unready_since(pod: Pod) -> datetime | None:
+    found = (each for each in pod.status.conditions if each.type == "Ready" and each.status != "True")
+    return next((time_of(each.last_transition_time) for each in found), None)
+
+
+def _died_at(pod: Pod) -> datetime | None:
+    """When the container that serves has ended last."""
+    ended = pod.server.last_state.terminated if pod.server else None
+    return time_of(ended.finished_at) if ended else None
 
 
 def _stable_at(pod: Pod) -> datetime | None:

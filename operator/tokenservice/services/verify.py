@@ -43,7 +43,8 @@ class Answer:
         verdict: right: one token came. wrong: anything else did. busy: it has too much to do, or nothing came in time.
             unreachable: no connection, which may be a NetworkPolicy's or a mesh's doing and says nothing about the pod.
         message: what came instead.
-        tries: how often in a row the verdict was this one.
+        tries: how often in a row the verdict was this one. A server that was started again begins a row of its own: it
+            may be the request that ends it.
         at: when.
         since: when it was this one first, of those in a row; None for `at`.
         restarts: how often the server had been started again by then.
@@ -59,11 +60,8 @@ class Answer:
 
     @property
     def passed(self) -> bool:
-        """Whether the pod counts as verified: where it cannot be reached, being Ready is all that can be asked for.
-
-        Not of a server that was started again: it may be the request that ends it.
-        """
-        return self.verdict == "right" or (self.verdict == "unreachable" and self.tries >= TRIES and self.restarts == 0)
+        """Whether the pod counts as verified: where it cannot be reached, being Ready is all that can be asked for."""
+        return self.verdict == "right" or (self.verdict == "unreachable" and self.tries >= TRIES)
 
     @property
     def refuted(self) -> bool:
@@ -132,7 +130,7 @@ class Asker:
                 verdict, message = await self._answer(url(pod))
             before = self._answers.get(uid)
             now = self._now()
-            if before is None or before.verdict != verdict:
+            if before is None or before.verdict != verdict or before.restarts != restarts(pod):
                 before = Answer(verdict, message, 0, now, now)
             self._answers[uid] = Answer(verdict, message, before.tries + 1, now, before.began, restarts(pod))
         finally:

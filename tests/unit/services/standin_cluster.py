@@ -265,7 +265,7 @@ class Cluster:
     def ask(self, pod: Pod) -> None:
         self.asked += 1
         before = self.answers.get(pod.metadata.uid)
-        if before is None or before.verdict != self.verdict:
+        if before is None or before.verdict != self.verdict or before.restarts != restarts(pod):
             before = Answer(self.verdict, "HTTP 500", 0, self.now)
         again = (before.tries + 1, self.now, before.began, restarts(pod))
         self.answers[pod.metadata.uid] = Answer(self.verdict, "HTTP 500", *again)

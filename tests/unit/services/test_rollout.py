@@ -626,6 +626,46 @@ async def test_a_pod_of_a_pool_has_its_time_from_when_it_serves() -> None:
     assert cluster.image == "old:1"
 
 
+async def late_pod(*, restarts: int, died: float | None, token: bool = False) -> str | None:
+    """The image that is left when a pod of a long rollout is not Ready, which has died so often and so long ago."""
+    cluster = await good(progressDeadlineSeconds=600)
+    cluster.want(replicas=6, **NEW)
+    await cluster.reconcile()
+    labels = deployed(cluster)["spec"]["template"]["metadata"]["labels"]
+    observed(cluster)
+    counts = {"replicas": 7, "updatedReplicas": 4, "readyReplicas": 6, "availableReplicas": 6}
+    cluster.put_pod("new-1", labels, ready=token)
+    pod = cluster.objects["pods", "new-1"]
+    pod["metadata"]["creationTimestamp"] = stamp(cluster.now)
+    if token:
+        await cluster.reconciler.reconcile(KEY)
+    cluster.now += timedelta(minutes=11)
+    ended = {} if died is None else {"finishedAt": stamp(cluster.now - timedelta(seconds=died))}
+    last = {"lastState": {"terminated": {"exitCode": 137, **ended}}} if restarts else {}
+    pod["status"]["containerStatuses"] = [{"name": "server", "restartCount": restarts, "state": {}, **last}]
+    fell = stamp(cluster.now - timedelta(seconds=5))
+    pod["status"]["conditions"] = [{"type": "Ready", "status": "False", "lastTransitionTime": fell}]
+    reason = "DeploymentPaused" if token else "ReplicaSetUpdated"
+    progress = {**PROGRESS, "reason": reason, "lastUpdateTime": stamp(cluster.now - timedelta(seconds=5))}
+    deployed(cluster)["status"].update(counts, conditions=[progress])
+    observed(cluster)
+    await cluster.reconciler.reconcile(KEY)
+    await cluster.reconciler.reconcile(KEY)
+    return cluster.image
+
+
+async def test_one_death_late_in_a_long_rollout_is_no_failure() -> None:
+    assert await late_pod(restarts=1, died=5) == "new:2"
+    assert await late_pod(restarts=2, died=599) == "new:2"
+    assert await late_pod(restarts=1, died=600) == "old:1"
+    assert await late_pod(restarts=3, died=5) == "old:1"
+    assert await late_pod(restarts=1, died=None) == "old:1"
+
+
+async def test_a_pod_that_has_given_a_token_may_be_unready_for_a_while() -> None:
+    assert await late_pod(restarts=0, died=None, token=True) == "new:2"
+
+
 async def test_a_deadline_missed_while_images_came_is_not_that_of_what_comes() -> None:
     cluster = await good(prePull=True)
     for spec in (OTHER, NEW):

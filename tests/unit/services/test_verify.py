@@ -415,6 +415,21 @@ async def test_answers_of_one_kind_are_counted_in_a_row(asked: Asked, monkeypatc
     assert asked.told == [found] * 9
 
 
+async def test_a_server_that_was_started_again_begins_a_row_of_its_own(asked: Asked, closed_port: int) -> None:
+    def after(count: int) -> Pod:
+        return pod(podIP="127.0.0.1", containerStatuses=[{"name": "server", "restartCount": count}])
+
+    seen = [await asked.answers(after(count)) for count in (0, 0, 1, 1, 1, 2)]
+    assert [(item.tries, item.restarts, item.passed) for item in seen] == [
+        (1, 0, False),
+        (2, 0, False),
+        (1, 1, False),
+        (2, 1, False),
+        (3, 1, True),
+        (1, 2, False),
+    ]
+
+
 async def test_a_pod_is_not_asked_twice_at_once(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hanging(monkeypatch) as state:
         asked.asker.ask(state.pod)
