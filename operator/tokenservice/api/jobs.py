@@ -192,7 +192,8 @@ def decode_request(text: str) -> Request:
 
 
 def encode_request(request: Request) -> str:
-    return msgspec.json.encode(request).decode()
+    """The value of `REQUEST_VARIABLE`, without a `$`: Kubernetes would read `$(NAME)` and `$$` as its own."""
+    return msgspec.json.encode(request).decode().replace("$", "\\u0024")
 
 
 def decode_result(text: str | bytes) -> JobResult | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from tokenservice.api.jobs import BuildRequest, CollectRequest, LockRequest, Request, decode_request
+from tokenservice.environments.housekeeping import PATIENCE_SECONDS
 from tokenservice.environments.render import InvalidJobTemplateError, job, load_template, stage_of
 
 TEMPLATE = """
@@ -59,6 +60,26 @@ def test_what_is_added_and_what_stays() -> None:
     assert main["env"][0] == {"name": "HOME", "value": "/tmp"}
     assert main["env"][1]["name"] == "TOKENSERVICE_REQUEST"
     assert decode_request(main["env"][1]["value"]) == request
+
+
+@pytest.mark.parametrize("text", ["a$$b", "$(HOME)/d", "$", 'quote " and $(HTTPS_PROXY)', "\\$(A)"])
+def test_kubernetes_reads_no_variables_in_the_request(text: str) -> None:
+    request = LockRequest(environment={"dependencies": [], "variables": {"A": text, text: "a"}})
+    value = made(request)["spec"]["template"]["spec"]["containers"][1]["env"][1]["value"]
+    assert "$" not in value
+    assert decode_request(value) == request
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"), [("", 540), ("activeDeadlineSeconds: 3600", 540), ("activeDeadlineSeconds: 60", 60)]
+)
+def test_a_collection_ends_before_others_begin_again(says: str, expected: int) -> None:
+    template = yaml.safe_load(TEMPLATE)
+    template["spec"].update(yaml.safe_load(says) or {})
+    collect = job(template, "ops", "collect-1", "need", CollectRequest())
+    assert collect["spec"]["activeDeadlineSeconds"] == expected < PATIENCE_SECONDS
+    lock = job(template, "ops", "lock-1", "need", LockRequest(environment={}))
+    assert lock["spec"].get("activeDeadlineSeconds") == template["spec"].get("activeDeadlineSeconds")
 
 
 def test_the_template_itself_does_not_change() -> None:

@@ -30,6 +30,7 @@ from tokenservice.builder.store import locked
 from .packages import Sources
 
 _CHUNK = 1 << 20
+_ABSENT = frozenset({404, 410})
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ class Indexes:
                     if answer.status == 200:
                         self._keep(answer, url, file, note)
                         return file
-                    if answer.status in (404, 410):
-                        return None
+                    if answer.status in _ABSENT or (answer.status == 403 and url.endswith(".zst")):
+                        return None  # where nobody may list, what is not there is forbidden: repodata.json decides
                     cause = _meaning(answer.status)
                     if answer.status not in RETRIED:
                         break

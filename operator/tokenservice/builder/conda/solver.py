@@ -95,6 +95,9 @@ def moment(text: str) -> datetime:
 
 
 def _locked(question: Question) -> list[Any]:
+    """What the previous lock chose, as far as the channels that are asked for now could choose it: rattler prefers it,
+    wherever it comes from.
+    """
     import rattler
 
     if not question.previous:
@@ -103,7 +106,25 @@ def _locked(question: Question) -> list[Any]:
     if environment is None:
         return []
     platform = next((each for each in environment.platforms() if each.name == question.platform), None)
-    return list(environment.conda_repodata_records_for_platform(platform) or ()) if platform else []
+    records = environment.conda_repodata_records_for_platform(platform) if platform else None
+    channels = tuple({f"{index.channel.rstrip('/')}/" for index in question.indexes})
+    named = _named_channels(question.specs)
+    return [
+        record for record in records or () if str(record.url).startswith(named.get(record.name.normalized, channels))
+    ]
+
+
+def _named_channels(specs: list[str]) -> dict[str, tuple[str, ...]]:
+    """The names of packages for which specs name a channel, and its address."""
+    import rattler
+
+    found: dict[str, tuple[str, ...]] = {}
+    for spec in specs:
+        channel, named, rest = spec.partition("::")
+        name = rattler.MatchSpec(rest, strict=False).name if named else None
+        if name is not None:
+            found[name.normalized] = (f"{channel.rstrip('/')}/",)
+    return found
 
 
 def _unknown(specs: list[str], indexes: list[Any]) -> dict[str, list[str]]:

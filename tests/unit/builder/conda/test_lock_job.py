@@ -79,6 +79,24 @@ def test_an_edit_moves_as_little_as_possible(world: World) -> None:
     ]
 
 
+def test_what_another_channel_gave_is_not_kept(world: World) -> None:
+    """Neither once that is asked for no more, nor where a package is asked for from another one."""
+    other = world.server.channel("other")
+    other.add_python("3.11.7")
+    other.add_distribution("numpy", "1.26.4")
+    other.index()
+    world.channel.add_distribution("numpy", "2.1.0")
+    both = ["main", "other"]
+    before = world.lock("numpy", channels=both)
+    assert versions(before)["numpy"] == "2.1.0"
+    for channels, spec in ((["other"], "numpy"), (both, "other::numpy")):
+        after = world.lock(spec, channels=channels, previous=before)
+        assert versions(after)["numpy"] == "1.26.4", (channels, spec)
+        assert all("/main/" not in package.url for package in after.conda if package.name == "numpy")
+    kept = world.lock("numpy", "main::python", channels=both, previous=before)
+    assert changes(before, kept) == []
+
+
 def test_what_conda_installed_is_never_replaced_by_pip(world: World) -> None:
     world.channel.add_distribution("numpy", "2.4.6")
     world.server.wheel("numpy", "1.26.4")

@@ -132,6 +132,13 @@ def test_credentials_by_host_open_a_channel_and_an_index_and_show_nowhere(
     assert not any(SECRET.encode() in path.read_bytes() for path in kept)
 
 
+def test_a_store_that_forbids_what_is_not_there(world: World) -> None:
+    """As buckets do that nobody may list."""
+    world.channel.add_distribution("numpy", "1.26.4")
+    world.server.fault(r"repodata\.json\.zst", status=403)
+    assert versions(world.lock("numpy"))["numpy"] == "1.26.4"
+
+
 def test_an_address_with_a_login_is_locked_and_told_without_it(world: World) -> None:
     """The owner may have put one into the index's address."""
     world.server.require("/simple/", basic=("team", SECRET))
