@@ -19,7 +19,7 @@ from tokenservice.builder.store import scratch_folder
 from .channels import Indexes, resolve, sources
 from .distributions import Contents, Distribution
 from .lock import Lock, Locked, changes, lock_digest, make_lock, read_lock, write_lock
-from .pip import Target, check_addresses, extras_of, wants_extras
+from .pip import SERVER_REQUIRES, Target, check_addresses, extras_of, wants_extras
 from .pip import resolve as resolve_pip
 from .solve import GLIBC, asked, solve, virtual_packages
 from .solver import IndexFile, Question
@@ -96,6 +96,16 @@ def check_lock(found: Lock, settings: Settings) -> None:
                     f"{package.name} of the lock is from {package.url}, not from its channels", "LockUnusable"
                 )
     python_version(found.packages)
+    for wheel in found.pypi:
+        if not wheel.url.partition("#")[0].endswith(".whl"):
+            raise BuildError(
+                f"{wheel.name} of the lock is no wheel: {wheel.url}; nothing is built here", "LockUnusable"
+            )
+    has = {str(canonicalize_name(package.name)) for package in found.packages}
+    lacks = [name for line in SERVER_REQUIRES if (name := line.partition(">=")[0]) not in has]
+    if lacks:
+        advice = "`tokenservice env lock` adds what token_server needs"
+        raise BuildError(f"the lock has no {', '.join(lacks)}: {advice}", "LockUnusable")
 
 
 def python_version(packages: Sequence[Locked]) -> str:

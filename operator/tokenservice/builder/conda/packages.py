@@ -131,7 +131,7 @@ class Archives:
 
         Raises BuildError: ChannelUnavailable, ChecksumMismatch; names the package.
         """
-        missing = [package for package in packages if not self.path(package).exists()]
+        missing = [package for package in packages if not self._there(package)]
         if len(missing) == 1:
             self._download(missing[0])
         elif missing:
@@ -139,6 +139,20 @@ class Archives:
                 for done in [pool.submit(self._download, package) for package in missing]:
                     done.result()
         return [self.path(package) for package in packages]
+
+    def _there(self, package: Package) -> bool:
+        """Whether the archive lies there. One that is kept may be cut off, where a machine has lost its power, or be
+        somebody's own: it is deleted then.
+        """
+        file = self.path(package)
+        if not file.exists() or not self._keep:
+            return file.exists()
+        with file.open("rb") as opened:
+            sound = hashlib.file_digest(opened, "sha256").hexdigest() == package.sha256
+        if not sound:
+            say(f"{package.filename} of the cache is damaged: it is downloaded again")
+            file.unlink(missing_ok=True)
+        return sound
 
     def forget(self, packages: Iterable[Package]) -> None:
         """Deletes archives, unless they are kept for later builds."""

@@ -119,6 +119,22 @@ def test_the_same_image_wherever_it_is_built(toy: Toy, tmp_path: Path) -> None:
     assert toy.registry.manifests[REPOSITORY] == made[REPOSITORY]
 
 
+@pytest.mark.parametrize("damage", [b"", b"something else"])
+def test_an_archive_of_the_cache_that_is_damaged_is_downloaded_again(toy: Toy, tmp_path: Path, damage: bytes) -> None:
+    packages, kept = toy_environment(toy), tmp_path / "kept"
+    first = toy.build(packages, archives=kept)
+    made = [path for path in kept.glob("*/*") if path.is_file() and path.suffix in (".conda", ".bz2", ".whl")]
+    assert made
+    sound = {path: path.read_bytes() for path in made}
+    for path in made:
+        path.write_bytes(damage)
+    toy.registry.blobs.pop(REPOSITORY)
+    toy.registry.manifests.pop(REPOSITORY)
+    other = Toy(toy.server, toy.registry, tmp_path / "elsewhere")
+    assert other.build(packages, archives=kept).image == first.image
+    assert {path: path.read_bytes() for path in made} == sound
+
+
 def test_an_image_that_is_there_is_answered_at_once(toy: Toy) -> None:
     packages = toy_environment(toy)
     first = toy.build(packages)

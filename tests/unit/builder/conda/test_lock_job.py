@@ -298,3 +298,17 @@ def test_a_lock_from_a_channel_that_is_not_allowed_is_refused(world: World) -> N
             replace(lock, packages=(moved,)), msgspec.structs.replace(world.settings, channels=channels)
         )
     assert refused.value.reason == "LockUnusable"
+
+
+def test_a_lock_that_cannot_be_built_or_cannot_serve_is_refused(world: World) -> None:
+    lock = world.lock("python", {"pip": ["starlette"]})
+    lock_job.check_lock(lock, world.settings)
+    source = replace(lock.pypi[0], url="https://files.example.com/starlette-1.0.tar.gz")
+    with pytest.raises(
+        BuildError, match=r"is no wheel: https://files\.example\.com/starlette-1\.0\.tar\.gz"
+    ) as refused:
+        lock_job.check_lock(replace(lock, packages=(*lock.conda, source)), world.settings)
+    assert refused.value.reason == "LockUnusable"
+    with pytest.raises(BuildError, match="the lock has no starlette, uvicorn, prometheus-client: ") as refused:
+        lock_job.check_lock(replace(lock, packages=lock.conda), world.settings)
+    assert refused.value.reason == "LockUnusable"
