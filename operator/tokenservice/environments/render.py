@@ -62,7 +62,7 @@ def job(template: Mapping[str, Any], namespace: str, name: str, need: str, reque
     if stage_of(request) == COLLECT:
         # Builds go on after that: what they have made since is not on its list of what is to stay.
         most = int(PATIENCE_SECONDS - COLLECT_MARGIN_SECONDS)
-        spec["activeDeadlineSeconds"] = min(spec.get("activeDeadlineSeconds", most), most)
+        spec["activeDeadlineSeconds"] = min(spec.get("activeDeadlineSeconds") or most, most)
     spec.setdefault("backoffLimit", 3)
     spec.setdefault("ttlSecondsAfterFinished", TTL_SECONDS)
     spec.setdefault("podFailurePolicy", _POD_FAILURE_POLICY)

@@ -86,7 +86,9 @@ def canonical(environment: Mapping[str, Any], *, lines: Lines | None = None) -> 
     document = {
         "name": reader.name(name),
         "channels": reader.channels(environment.get("channels")),
-        "dependencies": reader.dependencies(environment.get("dependencies"), locked=bool(environment.get("lock"))),
+        "dependencies": reader.dependencies(
+            environment.get("dependencies"), locked=lines is None and bool(environment.get("lock"))
+        ),
         "variables": reader.variables(environment.get("variables")),
     }
     reader.rebuild(environment.get("rebuild"))

@@ -161,6 +161,8 @@ def test_the_hash_is_that_of_version_1() -> None:
 def test_a_lock_needs_nothing_beside_it() -> None:
     found = canonical({"lock": "registry.example.com/team/environments@sha256:" + "1" * 64, "variables": {"A": "b"}})
     assert (found.document["dependencies"], found.variables) == ([], {"A": "b"})
+    with pytest.raises(InvalidEnvironment, match="dependencies is missing"):
+        canonical({"lock": "registry.example.com/team/locks:v7"}, lines={})  # in a file it is passed over
     with pytest.raises(InvalidEnvironment, match="must be a list"):
         canonical({"lock": "registry.example.com/team/locks:v7", "dependencies": "python"})
 

@@ -243,19 +243,37 @@ async def test_an_engine_that_fails(
     ("failure", "lost"),
     [
         (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"), True),
         (RuntimeError("CUDA error: out of memory"), False),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), False),
         (RuntimeError("expected scalar type Half"), False),
-        (ValueError("CUDA error"), False),
+        (ValueError("device-side assert triggered"), False),
     ],
 )
 async def test_a_gpu_that_is_lost_is_told(
-    service: Service, client: httpx.AsyncClient, engine: Any, failure: Exception, lost: bool
+    service: Service,
+    client: httpx.AsyncClient,
+    engine: Any,
+    failure: Exception,
+    lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(app_module, "TELL_SECONDS", 0.01)
     told: list[str] = []
-    service.on_lost = told.append
+    heard = asyncio.Event()
+    service.on_lost = lambda words: (told.append(words), heard.set())[1]
     engine.failure = failure
     assert (await client.post("/v1/completions", json=PROMPT)).status_code == 500
+    await asyncio.sleep(0.05)
+    assert told == [], "it never worked: to start again would be of no use"
+    engine.failure = None
+    assert (await client.post("/v1/completions", json=PROMPT)).status_code == 200
+    engine.failure = failure
+    assert (await client.post("/v1/completions", json=PROMPT)).status_code == 500
+    assert told == [], "the answer goes out first"
+    if lost:
+        await asyncio.wait_for(heard.wait(), 10)
+    await asyncio.sleep(0.05)
     assert [each.startswith("the GPU is lost to this process: RuntimeError at ") for each in told] == [True] * lost
 
 
@@ -281,6 +299,26 @@ async def test_a_token_that_the_model_has_no_place_for(client: httpx.AsyncClient
     answer = await client.post("/v1/completions", json=PROMPT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
     assert "token 257 is outside the vocabulary of 257" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_bytes_that_are_no_utf_8(client: httpx.AsyncClient, path: str) -> None:
+    for body in (b'{"model": "tiny", "prompt": "abc \xed\xa0\xbd"}', json.dumps(PROMPT).encode("utf-16")):
+        answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+async def test_a_prompt_of_a_token_that_the_tokenizer_does_not_know(client: httpx.AsyncClient, engine: Any) -> None:
+    decode = engine.decode
+
+    def strict(tokens: list[int]) -> str:
+        if 256 in tokens[:-1]:
+            raise IndexError("piece id is out of range.")
+        return str(decode(tokens))
+
+    engine.decode = strict
+    answer = await client.post("/v1/completions", json={**PROMPT, "prompt": [72, 256, 105], "max_tokens": 50})
+    assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, ANSWER)
 
 
 @pytest.mark.parametrize("where", ["prompt", "model", "unknown"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from packaging.utils import canonicalize_name
 
@@ -97,7 +98,7 @@ def check_lock(found: Lock, settings: Settings) -> None:
                 )
     python_version(found.packages)
     for wheel in found.pypi:
-        if not wheel.url.partition("#")[0].endswith(".whl"):
+        if not urlsplit(wheel.url).path.endswith(".whl"):
             raise BuildError(
                 f"{wheel.name} of the lock is no wheel: {wheel.url}; nothing is built here", "LockUnusable"
             )

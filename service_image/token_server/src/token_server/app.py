@@ -40,6 +40,12 @@ from token_server.streaming import ClientGoneError, EventStream, Receive, Scope,
 from token_server.verify import SingleFlight, verification
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+LOST = (
+    *("device-side assert triggered", "an illegal memory access was encountered", "unspecified launch failure"),
+    *("misaligned address", "an illegal instruction was encountered", "invalid program counter"),
+    *("hardware stack error", "uncorrectable ECC error encountered"),
+)
+TELL_SECONDS = 0.5  # for the answers that say that something failed, before the process ends
 MOST_CHARACTERS = 256  # of a token; the longest of known vocabularies are runs of 128 blanks
 CLIENT_GONE = 499  # nginx's number for it; nobody reads it but the log
 # A kubelet asks again a second after it asked: without the wait a pod would be Ready half a second late, on average.
@@ -58,6 +64,7 @@ class Service:
         self.created = int(time.time())
         self.on_lost: Callable[[str], None] = lambda _: None
         """Is told, in words, that no request can be answered any more."""
+        self._worked = False
         self._limiter = Limiter(settings.max_concurrency, settings.max_queue)
         self._loaded: Optional[tuple[Engine, Generator]] = None
         self._start: dict[str, Any] = {}
@@ -172,13 +179,16 @@ class Service:
             async for event in source:
                 if isinstance(event, End):
                     context.update(completion_tokens=event.completion_tokens, finish_reason=event.reason)
+                    self._worked = True
                 yield event
         except ApiError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the engine raises, the client gets an answer
             log("generation failed", level="error", request_id=context["id"], error=describe(error))
-            if lost_device(error):
-                self.on_lost(f"the GPU is lost to this process: {describe(error)}")
+            # One that never worked would not the next time, either; /verifyz is to say so.
+            if self._worked and lost_device(error):
+                said = f"the GPU is lost to this process: {describe(error)}"
+                asyncio.get_running_loop().call_later(TELL_SECONDS, self.on_lost, said)
             raise internal() from None
         finally:
             await source.aclose()
@@ -272,12 +282,11 @@ def describe(error: BaseException) -> str:
 
 
 def lost_device(error: BaseException) -> bool:
-    """Whether CUDA says what it then says to every call of the process, such as after a failed assertion in a kernel.
+    """Whether it is one of the errors of CUDA that every later call of the process gets, too.
 
-    Out of memory is no such error. (CUDA Runtime API, "sticky" errors.)
+    (CUDA Runtime API, cudaError: those after which "the process must be terminated and relaunched".)
     """
-    text = str(error)
-    return isinstance(error, RuntimeError) and "CUDA error" in text and "out of memory" not in text
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
 
 
 def make_app(service: Service) -> Callable[[Scope, Receive, Send], Any]:

@@ -145,8 +145,6 @@ class Generator:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         def work() -> None:
-            sink = TokenSink(self._engine.decode, stops, post, cancelled, prompt if goes_on else ())
-
             def on_token(token: int) -> bool:
                 if sink.count == 0:
                     self._metrics.first_token.observe(time.perf_counter() - arrived)
@@ -154,6 +152,7 @@ class Generator:
                 return sink.add(token)
 
             try:
+                sink = TokenSink(self._engine.decode, stops, post, cancelled, prompt if goes_on else ())
                 reason = self._engine.generate(prompt, sampling, on_token)
                 if cancelled.is_set():
                     post(stopping())

@@ -58,9 +58,9 @@ async def read_json(receive: Receive, most_bytes: Optional[int] = None) -> Any:
             break
     body = b"".join(parts)
     try:
-        found = json.loads(body)
+        found = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise ApiError(400, "The body is not valid JSON.", code="invalid_json") from None
+        raise ApiError(400, "The body is not valid JSON, in UTF-8.", code="invalid_json") from None
     if _SURROGATE.search(body) and not _encodes(found):
         problem = "The body has half of a character (a lone surrogate, such as \\ud83d): send whole characters."
         raise ApiError(400, problem, code="invalid_value")

@@ -25,8 +25,8 @@ class Detokenizer:
     def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
         self._tokens = list(before[-MOST_BEFORE:])
-        if self._tokens and decode(self._tokens).endswith(REPLACEMENT):
-            self._tokens = []  # it ends within a character, which would be taken for a part of the first piece
+        if self._tokens and not _whole(decode, self._tokens):
+            self._tokens = []
         self._context = 0  # where the piece before begins
         self._read = len(self._tokens)  # up to here the text was given out
 
@@ -48,6 +48,14 @@ class Detokenizer:
 
     def _texts(self) -> tuple[str, str]:
         return self._decode(self._tokens[self._context : self._read]), self._decode(self._tokens[self._context :])
+
+
+def _whole(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> bool:
+    """Whether they can be decoded, and end with a character: half of one would be taken for a part of what follows."""
+    try:
+        return not decode(tokens).endswith(REPLACEMENT)
+    except Exception:  # noqa: BLE001 - a model may have places for tokens that its tokenizer does not know
+        return False
 
 
 class StopMatcher:

@@ -76,8 +76,11 @@ class TransformersEngine:
         self.context_length = min(max_context or NO_LIMIT, context_length(model.config, tokenizer))
         self.vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         self._defaults = model.generation_config
-        # A cache that is the model's own would be written by all requests that run side by side.
-        shared = own_cache(self._defaults) and version() < (4, 56)
+        # transformers keeps one cache on the model where it asks for a kind (static, hybrid); requests that run side by
+        # side would write into each other's answers.
+        shared = getattr(self._defaults, "cache_implementation", None) is not None
+        if shared and version() >= (4, 56):  # since then a request's own cache knows of sliding windows
+            self._defaults.cache_implementation, shared = None, False
         self._turn: AbstractContextManager[Any] = threading.Lock() if shared else nullcontext()
         self.default_max_tokens: Optional[int] = self._defaults.max_new_tokens
         self._ends = frozenset(_as_list(self._defaults.eos_token_id) or _as_list(tokenizer.eos_token_id))
@@ -131,8 +134,6 @@ class TransformersEngine:
         config.do_sample, config.num_beams = False, 1
         config.max_new_tokens, config.max_length = max_tokens, neutral.max_length
         config.min_length, config.min_new_tokens = 0, None
-        if own_cache(self._defaults) and version() >= (4, 56):
-            config.cache_implementation = None  # a cache for each request, which knows of sliding windows since then
         config.eos_token_id = sorted(self._ends) or None
         if config.pad_token_id is None:
             config.pad_token_id = min(self._ends, default=0)
@@ -267,11 +268,6 @@ def load(settings: Settings) -> TransformersEngine:
 def missing_weights(model: Any, info: Any) -> list[str]:
     """Names of trained parameters that no file had; tied ones count once, buffers not at all."""
     return sorted({name for name, _ in model.named_parameters()} & set(info["missing_keys"]))
-
-
-def own_cache(config: Any) -> bool:
-    """Whether transformers is to keep one cache on the model (`cache_implementation`: hybrid, static)."""
-    return getattr(config, "cache_implementation", None) is not None
 
 
 def version() -> tuple[int, int]:

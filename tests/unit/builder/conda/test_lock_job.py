@@ -303,6 +303,9 @@ def test_a_lock_from_a_channel_that_is_not_allowed_is_refused(world: World) -> N
 def test_a_lock_that_cannot_be_built_or_cannot_serve_is_refused(world: World) -> None:
     lock = world.lock("python", {"pip": ["starlette"]})
     lock_job.check_lock(lock, world.settings)
+    queried = replace(lock.pypi[0], url=f"{lock.pypi[0].url}?token=1#sha256=2")
+    wheels = tuple(queried if wheel is lock.pypi[0] else wheel for wheel in lock.pypi)
+    lock_job.check_lock(replace(lock, packages=(*lock.conda, *wheels)), world.settings)
     source = replace(lock.pypi[0], url="https://files.example.com/starlette-1.0.tar.gz")
     with pytest.raises(
         BuildError, match=r"is no wheel: https://files\.example\.com/starlette-1\.0\.tar\.gz"
