@@ -69,11 +69,12 @@ class _Silence:
         """Whether there is no connection, and was none."""
         return self.since is not None and not self._connected(now)
 
-    def goes_on(self, now: float, error: Exception) -> None:
-        """A try has come to nothing; it may have had a connection, which somebody cut."""
+    def goes_on(self, now: float, error: Exception) -> float:
+        """A try has come to nothing; somebody may have cut its connection. Returns for how long it lasts."""
         if self.since is None or self._connected(now):
             self.since = now
         self.why, self.trying = first_line(str(error)) or type(error).__name__, None
+        return now - self.since
 
     def _connected(self, now: float) -> bool:
         """Whether the try that is under way has a connection: it goes on for longer than connecting can take."""
@@ -179,9 +180,7 @@ class Assigner:
             try:
                 status, answer = await self._put(address, token, body)
             except (aiohttp.ClientError, TimeoutError) as error:
-                now = self._clock()
-                silence.goes_on(now, error)
-                if silence.since is not None and now - silence.since >= REACH_SECONDS:
+                if silence.goes_on(self._clock(), error) >= REACH_SECONDS:
                     return silence.outcome
             else:
                 silence.since = silence.trying = None

@@ -110,9 +110,14 @@ def _ran_since(pod: Pod, at: datetime) -> bool:
     """Whether the container that serves runs, and has not ended since then: how it ended before says nothing."""
     if pod.server is None or pod.server.state.running is None:
         return False
-    last = pod.server.last_state.terminated
-    ended = _time(last.finished_at) if last else None
+    ended = ended_at(pod)
     return ended is not None and ended <= at
+
+
+def ended_at(pod: Pod) -> datetime | None:
+    """When the container that serves has ended last, before it was started again; None if it has not."""
+    last = pod.server.last_state.terminated if pod.server else None
+    return _time(last.finished_at) if last else None
 
 
 def served_at(pod: Pod) -> datetime | None:

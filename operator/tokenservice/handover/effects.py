@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from tokenservice.api import names
 from tokenservice.api.meta import ObjectMeta, Pod, Struct
@@ -16,6 +17,8 @@ from tokenservice.kube.client import STRATEGIC, Client, decode
 from tokenservice.kube.errors import ApiError
 from tokenservice.kube.resources import PODS, REPLICASETS
 from tokenservice.runtime.logs import get_logger
+
+T = TypeVar("T")
 
 _log = get_logger("tokenservice.handover")
 
@@ -53,6 +56,25 @@ async def delete(client: Client, pods: Cache[Pod], pod: Pod, **only: str) -> boo
     if going.metadata.deletion_timestamp:  # an answer without is of one that is gone already
         pods.observe(going)
     return True
+
+
+async def each_in_turn(writes: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Does all of them, and returns what each did. What the API server refuses of one pod keeps no other from its turn.
+
+    Raises the first refusal once all are done; anything else at once.
+    """
+    done: list[T] = []
+    refused: ApiError | None = None
+    for write in writes:
+        try:
+            done.append(await write())
+        except ApiError as error:
+            if not error.is_refused:
+                raise
+            refused = refused or error
+    if refused:
+        raise refused
+    return done
 
 
 class Effects:
@@ -145,23 +167,16 @@ class Effects:
         template_hash = wanted.metadata.labels.get(patches.LABEL_HASH) if wanted else None
         if wanted is None or not template_hash:
             return 0
-        settled = 0
-        refused: ApiError | None = None
-        for claim in claims[: max(0, wanted.spec.replicas - ready)]:
-            patch = patches.settle(claim.pod, taker, template_hash)
-            try:
-                done = await self._patch(claim.pod, patch)
-            except ApiError as error:
-                if not error.is_refused:
-                    raise
-                refused = refused or error  # which is about one pod
-            else:
-                if done:
-                    _log.info("settled", action="Pod", pod=claim.pod.metadata.name, replicaset=wanted.metadata.name)
-                    settled += 1
-        if refused:
-            raise refused
-        return settled
+        replicaset = wanted.metadata.name
+
+        async def one(pod: Pod) -> bool:
+            done = await self._patch(pod, patches.settle(pod, taker, template_hash))
+            if done:
+                _log.info("settled", action="Pod", pod=pod.metadata.name, replicaset=replicaset)
+            return done
+
+        room = max(0, wanted.spec.replicas - ready)
+        return sum(await each_in_turn(partial(one, claim.pod) for claim in claims[:room]))
 
     async def adopt(self, taker: Taker, pod: Pod) -> None:
         """Makes a claimed pod the TokenService's that an earlier one has left behind."""

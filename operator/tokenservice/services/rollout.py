@@ -20,7 +20,7 @@ from tokenservice.api.conditions import cut
 from tokenservice.api.meta import ControllerRevision, Deployment, DeploymentCondition, Pod, stamp, time_of
 from tokenservice.api.v1alpha1 import Failure
 from tokenservice.handover.balance import held_for
-from tokenservice.handover.claim import served_at
+from tokenservice.handover.claim import ended_at, served_at
 from tokenservice.kube.apply import needs_apply
 from tokenservice.nodes import prepull
 from tokenservice.nodes.prepull import Pulls
@@ -310,7 +310,7 @@ def _deadline(snapshot: Snapshot, pod: Pod, since: datetime | None) -> datetime 
     if progress is None or not (progress.reason in _NO_DEADLINE or restarts(pod)):
         return None
     there = time_of(progress.last_update_time) if progress.reason == _AVAILABLE else None
-    died = _died_at(pod) if restarts(pod) < MANY_DEATHS else None
+    died = ended_at(pod) if restarts(pod) < MANY_DEATHS else None
     fell = _unready_since(pod) if _passed(pod, snapshot.answers) else None
     moments = (since, there, time_of(pod.metadata.creation_timestamp), served_at(pod), died, fell)
     known = [when for when in moments if when]
@@ -380,12 +380,6 @@ def _ready_since(pod: Pod) -> datetime | None:
 def _unready_since(pod: Pod) -> datetime | None:
     found = (each for each in pod.status.conditions if each.type == "Ready" and each.status != "True")
     return next((time_of(each.last_transition_time) for each in found), None)
-
-
-def _died_at(pod: Pod) -> datetime | None:
-    """When the container that serves has ended last."""
-    ended = pod.server.last_state.terminated if pod.server else None
-    return time_of(ended.finished_at) if ended else None
 
 
 def _stable_at(pod: Pod) -> datetime | None:

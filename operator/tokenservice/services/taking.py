@@ -19,7 +19,7 @@ from tokenservice.handover import starts
 from tokenservice.handover.assigner import Outcome
 from tokenservice.handover.assignment import Document, document
 from tokenservice.handover.claim import POOL, Claim, Taker
-from tokenservice.handover.effects import Effects
+from tokenservice.handover.effects import Effects, each_in_turn
 from tokenservice.handover.shape import PodSpec, shape
 from tokenservice.handover.tally import Tally
 from tokenservice.handover.turns import Turns
@@ -270,6 +270,7 @@ class WarmPods:
         if metadata.deletion_timestamp or found.target is None:
             return False
         effects, taker = self._effects, Taker(metadata.namespace, metadata.name, metadata.uid)
+        # 0 where nothing was done.
         writes: list[Callable[[], Awaitable[int | None]]] = []
         writes += [partial(effects.drop, pod, why) for pod, why in hand.drop]
         writes += [partial(effects.adopt, taker, pod) for pod in hand.adopt]
@@ -277,18 +278,7 @@ class WarmPods:
             ready = warm.ready(snapshot, hand.revision)
             writes.append(partial(effects.settle, taker, hand.balance.settle, hand.revision, ready))
         writes += [partial(effects.finish, taker, pod) for pod in hand.finish]
-        refused: ApiError | None = None
-        wrote = False
-        for write in writes:
-            try:
-                wrote = await write() != 0 or wrote  # None: one pod
-            except ApiError as error:
-                if not error.is_refused:
-                    raise
-                refused = refused or error  # which is about one pod
-        if refused:
-            raise refused
-        return wrote
+        return any(done != 0 for done in await each_in_turn(writes))
 
     # -- what is kept in mind
 

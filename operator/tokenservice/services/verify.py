@@ -13,8 +13,8 @@ import msgspec
 
 from tokenservice import protocol
 from tokenservice.api.conditions import first_line
-from tokenservice.api.meta import Pod, time_of
-from tokenservice.handover.claim import served_at
+from tokenservice.api.meta import Pod
+from tokenservice.handover.claim import ended_at, served_at
 from tokenservice.pods import calls
 from tokenservice.pods.calls import Calls, beginning
 
@@ -157,8 +157,7 @@ def restarts(pod: Pod) -> int:
     """How often the container that serves has been started again; in a pool, before it had a model, does not count."""
     if pod.server is None:
         return 0
-    served, last = served_at(pod), pod.server.last_state.terminated
-    ended = time_of(last.finished_at) if last else None
+    served, ended = served_at(pod), ended_at(pod)
     # Ends are told to the second. One that ended within that of its first request is no stranger to it.
     warm = served is not None and ended is not None and ended < served.replace(microsecond=0)
     return 0 if warm else pod.server.restart_count

@@ -280,8 +280,12 @@ def lasting(said: Cold | None, service: TokenService, now: datetime) -> Cold | N
 
 def refused(message: str, service: TokenService, now: datetime) -> Cold:
     """Why a revision goes without warm pods of which the API server lets none be taken."""
-    said = reasons.cut(f"the API server refuses that one is taken out of its pool: {message}", _COLD_BYTES)
-    return Cold(reasons.REJECTED, said, stamp(now), asked=revisions.asked(service))
+    said = f"the API server refuses that one is taken out of its pool: {message}"
+    return _cold_now(reasons.REJECTED, said, service, now)
+
+
+def _cold_now(reason: str, message: str, service: TokenService, now: datetime) -> Cold:
+    return Cold(reason, reasons.cut(message, _COLD_BYTES), stamp(now), asked=revisions.asked(service))
 
 
 def _cold_seconds(cold: Cold) -> float:
@@ -352,9 +356,7 @@ def _cold(snapshot: Snapshot, failed: Mapping[str, str], outcomes: Mapping[str, 
         if outcome and outcome.kind == "unfit":
             continue
         reason = outcome.reason if outcome else reasons.LOAD_FAILED
-        return Cold(
-            reason, reasons.cut(failed[uid], _COLD_BYTES), stamp(snapshot.now), asked=revisions.asked(snapshot.service)
-        )
+        return _cold_now(reason, failed[uid], snapshot.service, snapshot.now)
     return None
 
 

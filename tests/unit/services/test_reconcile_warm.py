@@ -53,6 +53,21 @@ async def serving(
     return cluster, kubernetes
 
 
+def forbids(cluster: Cluster, label: str, code: int) -> list[str]:
+    """From now on a policy lets no pod have the label. Returns the names of those that were to have it, in order."""
+    refusal = ApiError(code, "Forbidden" if code == 403 else "Invalid", "policy hands-off denied the request")
+    tried: list[str] = []
+
+    def refuses(what: Resource, made: dict[str, Any]) -> ApiError | None:
+        if what is not PODS or label not in made["metadata"]["labels"]:
+            return None
+        tried.append(made["metadata"]["name"])
+        return refusal
+
+    cluster.refuses = refuses
+    return tried
+
+
 def scale(cluster: Cluster, replicas: int, policy: str = "Preferred", **spec: Any) -> None:
     cluster.want(replicas=replicas, warmPool={"name": "nlp", "policy": policy}, **spec)
 
@@ -470,8 +485,7 @@ async def test_what_the_api_server_refuses(label: str, policy: str, code: int) -
     kubernetes = Kubernetes(cluster)
     kubernetes.pool()
     kubernetes.warm(3)
-    refusal = ApiError(code, "Forbidden" if code == 403 else "Invalid", "policy hands-off denied the request")
-    cluster.refuses = lambda what, made: refusal if what is PODS and label in made["metadata"]["labels"] else None
+    forbids(cluster, label, code)
     scale(cluster, 2, policy)
     kubernetes.loaded()
     for _ in range(3):
@@ -507,16 +521,7 @@ async def test_what_is_refused_later_holds_nothing_up(label: str, code: int) -> 
         later(cluster)
         await cluster.reconcile()
         kubernetes.controllers()
-    refusal = ApiError(code, "Forbidden" if code == 403 else "Invalid", "policy hands-off denied the request")
-    tried: list[str] = []
-
-    def refuses(what: Resource, made: dict[str, Any]) -> ApiError | None:
-        if what is not PODS or label not in made["metadata"]["labels"]:
-            return None
-        tried.append(made["metadata"]["name"])
-        return refusal
-
-    cluster.refuses = refuses
+    tried = forbids(cluster, label, code)
     for number in range(3):
         scale(cluster, 2, rollout={"prePull": False, "progressDeadlineSeconds": 600 + number})
         await cluster.reconcile()
@@ -551,10 +556,7 @@ async def test_a_refused_child_does_not_use_the_pool_up() -> None:
 
 async def test_a_refusal_is_forgotten_with_its_time() -> None:
     cluster, kubernetes = await serving(1, "Required", warm=1)
-    refusal = ApiError(403, "Forbidden", "not now")
-    cluster.refuses = lambda what, made: (
-        refusal if what is PODS and names.LABEL_CLAIM in made["metadata"]["labels"] else None
-    )
+    forbids(cluster, names.LABEL_CLAIM, 403)
     scale(cluster, 2, "Required")
     await cluster.reconcile()
     assert cluster.says("WarmPoolReady") == ("False", "Rejected")
@@ -899,50 +901,49 @@ async def test_new_pods_of_a_rollout_are_warm_ones() -> None:
     assert cluster.service.status.last_good_revision == cluster.service.status.update_revision
 
 
-async def test_the_next_new_pod_of_a_rollout_may_be_there_before_a_look_at_the_last() -> None:
-    cluster, kubernetes = await serving(2)
+async def handed_over(replicas: int, *, surge: int) -> tuple[Cluster, Kubernetes]:
+    """Amid a rollout with a warm pod more than its surge: one of the claimed pods has settled, the others load."""
+    cluster, kubernetes = await serving(replicas)
+    kubernetes.surge = surge
     kubernetes.pool(image="new:2")
-    kubernetes.warm(2)
-    scale(cluster, 2, **NEW)
+    kubernetes.warm(surge + 1)
+    scale(cluster, replicas, **NEW)
     await cluster.reconcile()
     kubernetes.controllers()
     await cluster.reconcile()
-    kubernetes.loaded()
+    assert len(kubernetes.claims) == surge
+    fast = kubernetes.claims[0]
+    kubernetes.loaded(f"uid of {fast}")
     await cluster.reconcile()
     later(cluster)
     await cluster.reconcile()
-    assert (kubernetes.claims, len(kubernetes.waiting)) == ([], 1), "the first has settled"
-    later(cluster, 0.1)
-    await cluster.reconcile()
-    assert len(kubernetes.waiting) == 1, "and the cold one in whose place it has is about to go"
+    assert (fast in kubernetes.claims, len(kubernetes.waiting)) == (False, 1)
+    return cluster, kubernetes
+
+
+def begins_the_next(kubernetes: Kubernetes) -> None:
+    """What is one too many goes, and the rollout goes on, all before anybody has looked."""
     for _ in range(2):
         kubernetes.replica_sets()
         kubernetes.deployment()
     kubernetes.replica_sets()
+
+
+async def test_the_next_new_pod_of_a_rollout_may_be_there_before_a_look_at_the_last() -> None:
+    cluster, kubernetes = await handed_over(2, surge=1)
+    assert kubernetes.claims == []
+    later(cluster, 0.1)
+    await cluster.reconcile()
+    assert len(kubernetes.waiting) == 1, "and the cold one in whose place it has is about to go"
+    begins_the_next(kubernetes)
     assert len(kubernetes.deleted) == 2, "that one, and one of the old ones"
     await cluster.reconcile()
     assert (len(kubernetes.claims), kubernetes.waiting) == (1, [])
 
 
 async def test_the_next_new_pod_while_another_ones_warm_pod_loads() -> None:
-    cluster, kubernetes = await serving(4)
-    kubernetes.surge = 2
-    kubernetes.pool(image="new:2")
-    kubernetes.warm(3)
-    scale(cluster, 4, **NEW)
-    await cluster.reconcile()
-    kubernetes.controllers()
-    await cluster.reconcile()
-    fast, _ = kubernetes.claims
-    kubernetes.loaded(f"uid of {fast}")
-    await cluster.reconcile()
-    later(cluster)
-    await cluster.reconcile()
-    assert (fast in kubernetes.claims, len(kubernetes.waiting)) == (False, 1)
-    for _ in range(2):
-        kubernetes.replica_sets()
-        kubernetes.deployment()
-    kubernetes.replica_sets()
+    cluster, kubernetes = await handed_over(4, surge=2)
+    begins_the_next(kubernetes)
     await cluster.reconcile()
     assert (len(kubernetes.claims), kubernetes.waiting) == (2, [])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenservice.builder.errors import BuildError
+from tokenservice.builder.oci import sha256_of
 
 from .archive import checked_path, unsafe
 from .normalise import conda_meta, without_login
@@ -102,7 +103,7 @@ def link_conda(
         record: dict[str, Any] = {"_path": target, "path_type": "softlink" if found.is_symlink() else "hardlink"}
         if not found.is_symlink():
             content = _replaced(found, entry, archive)
-            record |= {"sha256": entry.sha256 or _hash(found), "size_in_bytes": found.stat().st_size}
+            record |= {"sha256": entry.sha256 or sha256_of(found), "size_in_bytes": found.stat().st_size}
             if entry.placeholder:
                 record |= {"file_mode": "binary" if entry.binary else "text", "prefix_placeholder": entry.placeholder}
             if content is not None:
@@ -257,11 +258,6 @@ def _json(unpacked: Path, name: str) -> dict[str, Any]:
 
 def _stem(archive: str) -> str:
     return archive.removesuffix(".conda").removesuffix(".tar.bz2")
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 class _Folders:

@@ -19,6 +19,7 @@ import urllib3
 
 from tokenservice.builder.errors import BuildError
 from tokenservice.builder.http import RETRIED, Http, Retries
+from tokenservice.builder.oci import sha256_of
 from tokenservice.builder.progress import LineMeter, say
 from tokenservice.builder.registry_errors import plain_cause
 from tokenservice.builder.store import locked, scratch_folder
@@ -147,8 +148,7 @@ class Archives:
         file = self.path(package)
         if not file.exists() or not self._keep:
             return file.exists()
-        with file.open("rb") as opened:
-            sound = hashlib.file_digest(opened, "sha256").hexdigest() == package.sha256
+        sound = sha256_of(file) == package.sha256
         if not sound:
             say(f"{package.filename} of the cache is damaged: it is downloaded again")
             file.unlink(missing_ok=True)

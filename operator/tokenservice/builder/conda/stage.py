@@ -8,7 +8,6 @@ scripts that the owner allows.
 from __future__ import annotations
 
 import csv
-import hashlib
 import itertools
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from tokenservice.builder.errors import BuildError
 from tokenservice.builder.layers import Entry, folder, link, plain_mode
+from tokenservice.builder.oci import sha256_of
 
 from .archive import check_wheel, unpack_conda
 from .bytecode import Interpreter, compile_tree, warm
@@ -116,7 +116,7 @@ class Stage:
             target = tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
             (prefix / path).replace(target)
-            found[path] = LINK + os.readlink(target) if target.is_symlink() else _hash(target)  # noqa: PTH115
+            found[path] = LINK + os.readlink(target) if target.is_symlink() else sha256_of(target)  # noqa: PTH115
         shutil.rmtree(prefix, ignore_errors=True)
         return found
 
@@ -148,7 +148,7 @@ class Stage:
             meta = next(path for path in known if path.startswith("conda-meta/"))
             file = staged.tree / meta
             file.write_bytes(with_bytecode(file.read_bytes(), staged.known.keys() - known.keys(), made))
-            known[meta] = _hash(file)
+            known[meta] = sha256_of(file)
         return Staged(staged.package, staged.tree, known, staged.variables)
 
     def interpreter(self) -> Interpreter:
@@ -215,7 +215,7 @@ def _known(tree: Path, site: str) -> dict[str, str]:
     for here, _, names in os.walk(tree):
         for name in names:
             path = os.path.relpath(f"{here}/{name}", tree)
-            found[path] = told.get(path) or _hash(tree / path)
+            found[path] = told.get(path) or sha256_of(tree / path)
     return found
 
 
@@ -231,7 +231,7 @@ def _note_compiled(tree: Path, site: str, known: Mapping[str, str], made: Sequen
     rows = [os.path.relpath(path, site) for path in made]
     record.write_text(with_compiled(record.read_text(), rows))
     path = str(record.relative_to(tree))
-    return {path: _hash(record)} if path in known else {}
+    return {path: sha256_of(record)} if path in known else {}
 
 
 def _source(path: str) -> str:
@@ -251,11 +251,6 @@ def _variables(tree: Path, known: Mapping[str, str]) -> dict[str, str]:
             except (ValueError, AttributeError):
                 continue  # conda passes it over, too
     return found
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _merge(tree: Path, into: Path) -> None:
